@@ -2,8 +2,6 @@
 
 Everything eagle-tiny hears, reads and answers is made of `WORDS`. No two of them sound alike, so a transcript has
 one right spelling (hence no "to" beside "two", no "for" beside "four").
-
-    python -m training.synthesis.world        # prints the word count and some sentences
 """
 
 import hashlib
@@ -26,7 +24,7 @@ ANIMALS = _words("""
 FOODS = _words("""
     apple banana cherry lemon peach pear grape strawberry tomato potato carrot onion pepper pumpkin corn rice bread
     butter cheese egg milk cream honey sugar salt soup salad pasta pizza sandwich burger ham cake cookie chocolate pie
-    coffee tea juice water
+    coffee tea juice water food
 """)
 
 ROOMS = _words("kitchen bedroom bathroom lounge hallway garage garden attic cellar office balcony pantry studio")
@@ -34,7 +32,7 @@ ROOMS = _words("kitchen bedroom bathroom lounge hallway garage garden attic cell
 PLACES = _words("""
     school hospital bank market museum library station airport harbour bridge church castle palace tower park zoo beach
     island forest mountain valley river lake farm village city street bakery pharmacy restaurant hotel cinema theatre
-    factory shop pool hill
+    factory shop pool hill town room
 """)
 
 OBJECTS = _words("""
@@ -52,7 +50,7 @@ WEATHER = _words("sunny cloudy rainy snowy windy foggy stormy warm cold hot cool
 PEOPLE = _words("""
     man woman boy girl child baby mother father sister brother uncle grandmother friend neighbour teacher doctor nurse
     farmer baker barber driver pilot sailor painter singer dancer lawyer dentist engineer mechanic carpenter gardener
-    waiter captain king queen student
+    waiter captain king queen student people nobody
 """)
 
 BODY = _words("head face eye nose mouth arm hand finger knee foot hair")
@@ -60,12 +58,12 @@ BODY = _words("head face eye nose mouth arm hand finger knee foot hair")
 VERBS = _words("""
     open close push pull carry bring take buy sell wash clean paint cut build find hold throw catch drop move keep send
     choose want need like love watch help meet follow visit call ask teach eat drink cook touch cover count order play
-    start stop finish remember forget
+    start stop finish remember forget give get put make see
 """)
 
 MOTIONS = _words("""
     walk run jump swim fly sing dance sleep wake laugh cry smile talk listen wait sit stand fall ride sail drive rest
-    arrive leave travel
+    arrive leave travel go come
 """)
 
 PAST_VERBS = _words("""
@@ -85,18 +83,19 @@ ADJECTIVES = _words("""
 
 ADVERBS = _words("""
     very always never often sometimes usually soon again once twice now then today tomorrow yesterday tonight slowly
-    quickly quietly carefully suddenly almost together everywhere away home
+    quickly quietly carefully suddenly almost together everywhere away home maybe
 """)
 
 POSITIONS = _words("""
     in on at under over above below behind beside between near inside outside around into from with before after during
-    against down off left right top middle
+    against down off left right top middle up bottom corner
 """)
 
 FUNCTION_WORDS = _words("""
-    the this that my your his her he she it we you they who what when where which why how much many some every each all
-    most more less few other another same different and but if not yes please thanks of also only just there here is are
-    was were has have had do does did can will would should must be
+    the this that my your his her he she it we you who what when where which why how much many some every each all most
+    more less few other another same different and but if not yes please thanks of also only just there here is are was
+    were has have had do does did can will would should must be me them or as than because hello goodbye something
+    everything nothing
 """)
 
 NUMBERS = _words("""
@@ -118,18 +117,19 @@ PLURALS = _words("""
 
 TALK = _words("""
     tell say show explain know live lives work works lie lies stay costs cost price pay worth opens closes colour shape
-    number word sign chart value bar highest lowest name place thing time date job question answer person about
+    number word sign chart value bar highest lowest name place thing time date job question answer person about likes
+    loves next way plus
 """)
 
 HOUSE = _words("""
     turn set switch dim lock unlock raise lower add remove create cancel search translate record check volume
     temperature percent level reminder message music song news contact meeting list shopping note alarm timer channel
-    language forecast photo video blinds vacuum robot appointment mode address
+    language forecast photo video blinds vacuum robot appointment mode address english german french spanish
 """)
 
 NAMES = _words("""
     anna peter maria david laura oliver emma lucas sofia daniel julia martin clara simon nina victor alice felix helen
-    robert paula thomas hannah george oscar rachel samuel carmen hugo ruth
+    robert paula thomas sarah george oscar rachel samuel carmen hugo ruth
 """)
 
 TOWNS = _words("""
