@@ -258,7 +258,7 @@ ASSISTANT = {
         please stop this song
         turn off the music
         please stop the music
-        not more music now
+        make the music stop now
         can you stop the song
         the music should stop
         can you turn off the music
