@@ -211,7 +211,7 @@ ASSISTANT = {
         start the vacuum in the {room}
         send the robot into the {room}
         the {room} is dirty please vacuum it
-        please start the robot in the {room}
+        please start the vacuum in the {room}
     """),
     "stop_vacuum": ("Send the robot home.", """
         stop the vacuum
