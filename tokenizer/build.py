@@ -34,15 +34,16 @@ MODEL_MAX_LENGTH = 8192
 
 # What opens a sentence or is a name: these words are single tokens with a capital too.
 CAPITALISED = (*world.FUNCTION_WORDS, *world.VERBS, *world.NAMES, *world.TOWNS)
-JSON_WORDS = tuple("""
-    name arguments function parameters properties description type object array string number integer boolean required
-    enum items true false null result error ok status unit
-""".split())
+JSON_WORDS = (
+    "name", "arguments", "function", "parameters", "properties", "description", "type", "object", "array", "string",
+    "number", "integer", "boolean", "required", "enum", "items", "true", "false", "null", "result", "error", "ok",
+    "status", "unit",
+)
 JSON_LINES = (
     '{"name": "turn_on", "arguments": {"room": "kitchen", "level": "high", "list": ["milk", "bread"]}}',
     '{"name": "list", "arguments": {}}',
-    '[{"type": "function", "function": {"name": "open", "description": "Open the door.", "parameters": '
-    '{"type": "object", "properties": {"room": {"type": "string", "enum": ["kitchen", "hall"]}}, '
+    '[{"type": "function", "function": {"name": "open", "description": "open the door.", "parameters": ',
+    '{"type": "object", "properties": {"room": {"type": "string", "enum": ["kitchen", "hall"]}}, ',
     '"required": ["room"]}}}, {"type": "function"}]',
     '{"result": "ok", "error": null, "list": [], "open": true, "closed": false}',
     "what is the price? it is high, very high. say: yes! \"no\", the king said; it's the queen's.",

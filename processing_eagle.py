@@ -1,0 +1,618 @@
+"""Conversations with text, pictures, sound and video, made into the inputs of EAGLE.
+
+    processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
+    content = [{"type": "image", "image": "sign.png"}, {"type": "text", "text": "what does the sign say?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True)
+
+In the rendered text a picture is one `<|image_pad|>`, a sound one `<|audio_pad|>`; here each becomes the span it takes
+in the model: `<image>` 128 placeholders `</image>` a crop, `<audio>` N placeholders `</audio>` a window of 30 s. A
+video is its frames as pictures, each after its time, and then its sound track.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+from transformers.processing_utils import AudioKwargs, ImagesKwargs, MultiModalData, ProcessingKwargs, ProcessorMixin
+
+from .image_processing_eagle import fit, flatten, is_source, read_source
+
+try:
+    import soundfile
+except ImportError:  # arrays still work
+    soundfile = None
+try:
+    import soxr
+except ImportError:  # sound of 16 kHz still works
+    soxr = None
+try:
+    import av
+except ImportError:  # everything but video files and compressed sound still works
+    av = None
+
+IMAGE_TOKEN = "<|image_pad|>"
+AUDIO_TOKEN = "<|audio_pad|>"
+VIDEO_TOKEN = "<|video_pad|>"  # stands in rendered text only: it is spliced into pictures and sound, never tokenized
+
+
+class EagleImagesKwargs(ImagesKwargs, total=False):
+    image_layout: Literal["grid", "overview"] | None
+    max_crops: int | None
+
+
+class EagleAudioKwargs(AudioKwargs, total=False):
+    audio_layout: Literal["trimmed", "padded"] | None
+    audio_transcripts: list | None
+
+
+class EagleProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: EagleImagesKwargs
+    audio_kwargs: EagleAudioKwargs
+    _defaults = {  # noqa: RUF012  (the base class reads it from here)
+        "common_kwargs": {"return_tensors": "pt"},
+        "text_kwargs": {"padding": True},
+    }
+
+
+class EagleProcessor(ProcessorMixin):
+    """One processor for text, pictures, sound and video.
+
+    Args:
+        image_processor: an `EagleImageProcessor`.
+        feature_extractor: a `WhisperFeatureExtractor` of 30 s windows.
+        tokenizer: any with EAGLE's special tokens (tokenizer/build.py).
+        num_image_tokens: placeholders a crop; the resampler's queries.
+        audio_token_source: "encoder", or "decoder": then a window is one placeholder, which `generate` expands once the
+            transcript is known, or as many as the transcript given in `audio_transcripts` has tokens.
+        audio_layout: "trimmed" (tokens for the frames that hold sound) or "padded" (a full window each).
+        audio_stack_factor: encoder frames of 20 ms a token.
+        video_fps, max_frames: frames a second taken from a video, and at most in all.
+    """
+
+    _auto_class = "AutoProcessor"  # saving takes this code along, so that the copy loads too
+    valid_processor_kwargs = EagleProcessorKwargs
+    tokenizer_folder = "tokenizer"
+    transcript_tokenizer_folder = "transcript_tokenizer"
+
+    def __init__(
+        self,
+        image_processor=None,
+        feature_extractor=None,
+        tokenizer=None,
+        chat_template=None,
+        num_image_tokens=128,
+        audio_token_source="encoder",
+        audio_layout="trimmed",
+        audio_stack_factor=16,
+        video_fps=1.0,
+        max_frames=32,
+    ):
+        check_choice("audio_token_source", audio_token_source, ("encoder", "decoder"))
+        check_choice("audio_layout", audio_layout, ("trimmed", "padded"))
+        self.num_image_tokens = num_image_tokens
+        self.audio_token_source = audio_token_source
+        self.audio_layout = audio_layout
+        self.audio_stack_factor = audio_stack_factor
+        self.video_fps = video_fps
+        self.max_frames = max_frames
+        self.image_token, self.audio_token, self.video_token = IMAGE_TOKEN, AUDIO_TOKEN, VIDEO_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
+        self.transcript_tokenizer = None  # decoder mode: the audio tower's own, see `from_pretrained`
+        feature_extractor.model_input_names = ["input_features", "input_features_mask"]
+        super().__init__(image_processor, feature_extractor, tokenizer, chat_template=chat_template)
+
+    # From messages and media to inputs
+
+    def apply_chat_template(self, conversation, *args, tokenize=False, processor_kwargs=None, **kwargs):
+        """Render a conversation, or a list of them, and with `tokenize=True` process its media too.
+
+        Media stand in the parts of a message's content: {"type": "image", "image": ...}, {"type": "audio", "audio": ...}
+        (arrays with "sampling_rate", else 16 kHz), {"type": "video", "video": ...}, each a path, URL, bytes, dict with
+        "bytes" or "path", array or PIL picture. Further arguments and returns are transformers'; the mask of
+        `return_assistant_tokens_mask` is aligned with `input_ids`.
+        """
+        if not tokenize:
+            return super().apply_chat_template(conversation, *args, tokenize=False, **kwargs)
+        processor_kwargs = dict(processor_kwargs or {})
+        rate = processor_kwargs.pop("sampling_rate", None)
+        outputs = super().apply_chat_template(
+            self.load_media(conversation, rate), *args, tokenize=True, processor_kwargs=processor_kwargs, **kwargs
+        )
+        if "assistant_masks" in outputs and isinstance(outputs["input_ids"], torch.Tensor):
+            outputs["assistant_masks"] = torch.tensor(outputs["assistant_masks"])
+        return outputs
+
+    def load_media(self, conversation, sampling_rate=None):
+        """Copy a conversation with its sound decoded to 16 kHz and its videos spliced into text, pictures and sound."""
+        if isinstance(conversation[0], (list, tuple)):
+            return [self.load_media(turns, sampling_rate) for turns in conversation]
+        loaded = []
+        for message in getattr(conversation, "messages", conversation):
+            content = message.get("content")
+            if isinstance(content, (list, tuple)):
+                content = [part for given in content for part in self.load_part(given, sampling_rate)]
+            loaded.append({**message, "content": content})
+        return loaded
+
+    def load_part(self, part, sampling_rate=None):
+        """The parts that one part of a message's content becomes: itself, or what a video is made of."""
+        medium = next((part[key] for key in (part["type"], "url", "path") if part.get(key) is not None), None)
+        if medium is None or part["type"] not in ("audio", "video"):
+            return [part]
+        if part["type"] == "audio":
+            return [{"type": "audio", "audio": self.load_audio(medium, part.get("sampling_rate") or sampling_rate)}]
+        frames, times, track = self.load_video(medium)
+        parts = []
+        for frame, time in zip(frames, times):
+            parts += [{"type": "text", "text": f"{time:.1f}s "}, {"type": "image", "image": frame}]
+        return parts if track is None else [*parts, {"type": "audio", "audio": track}]
+
+    def __call__(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Make model inputs of text in which every medium is one placeholder, and of the media in order of appearance.
+
+        Args:
+            text: a string or a list; pictures stand in it as `<|image_pad|>`, sounds as `<|audio_pad|>`, videos as
+                `<|video_pad|>`.
+            images, videos, audio: one medium or a (nested) list, as in `apply_chat_template`.
+            sampling_rate: of the arrays in `audio`, Hz; 16,000 if not given.
+            audio_transcripts: decoder mode: what each sound says, a string or a list of one a window.
+            audio_layout, image_layout, max_crops: override the processor's own.
+
+        Returns a `BatchFeature`: `input_ids` and `attention_mask` (batch, tokens), left-padded; with pictures
+        `pixel_values` and `image_sizes`; with sound `input_features` float32 (windows, 80, 3000) and
+        `input_features_mask` int64 (windows, 3000), 1 where a frame of 10 ms holds sound; with transcripts
+        `audio_transcript_ids` and `audio_transcript_mask` int64 (windows, longest).
+
+        Raises `ValueError` for damaged media, counts of placeholders and media that differ, a picture without text or
+        sound, and a text longer than the model reads.
+        """
+        outputs = super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
+        if text is not None:
+            self.check_length(outputs["input_ids"])
+        return outputs
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Load every medium, into flat lists in order of appearance, and splice the videos in. Called by the base."""
+        text = [text] if isinstance(text, str) else text
+        images = None if images is None else flatten(self.image_processor.fetch_images(images))
+        if audio is not None:
+            rate = kwargs.get("sampling_rate") or kwargs.get("audio_kwargs", {}).get("sampling_rate")
+            audio = [self.load_audio(sound, rate) for sound in flat_audio(audio)]
+        if videos is not None:
+            text, images, audio = self.splice_videos(text, images or [], flat_videos(videos), audio or [])
+        return images or None, text, None, audio or None
+
+    def splice_videos(self, text, images, videos, audio):
+        """Replace each `<|video_pad|>` by its frames' times and pictures and its sound; media end up in text order."""
+        found = sum(sample.count(VIDEO_TOKEN) for sample in text)
+        if found != len(videos):
+            raise ValueError(f"The text holds {found} {VIDEO_TOKEN} but {len(videos)} videos were given.")
+        pending = {IMAGE_TOKEN: iter(images), AUDIO_TOKEN: iter(audio), VIDEO_TOKEN: iter(videos)}
+        placed = {IMAGE_TOKEN: [], AUDIO_TOKEN: []}
+
+        def place(match):
+            token = match.group()
+            medium = next(pending[token], None)
+            if medium is None or token != VIDEO_TOKEN:
+                placed[token] += [] if medium is None else [medium]
+                return token
+            frames, times, track = self.load_video(medium)
+            placed[IMAGE_TOKEN] += frames
+            placed[AUDIO_TOKEN] += [] if track is None else [track]
+            return "".join(f"{time:.1f}s {IMAGE_TOKEN}" for time in times) + (AUDIO_TOKEN if track is not None else "")
+
+        tokens = "|".join(map(re.escape, pending))
+        text = [re.sub(tokens, place, sample) for sample in text]
+        return text, placed[IMAGE_TOKEN] + list(pending[IMAGE_TOKEN]), placed[AUDIO_TOKEN] + list(pending[AUDIO_TOKEN])
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Check counts (the base does) and that no sample is a picture alone."""
+        super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
+        for sample in text or []:
+            said = re.sub(r"<\|system\|>.*?<\|end\|>", "", sample, flags=re.DOTALL)
+            said = re.sub(rf"(\d+\.\ds )?{re.escape(IMAGE_TOKEN)}|<\|[a-z_/]+\|>", self.keep_audio, said)
+            if IMAGE_TOKEN in sample and not said.strip():
+                raise ValueError("A picture alone asks nothing: give text or sound with it.")
+
+    @staticmethod
+    def keep_audio(match):
+        return match.group() if match.group() == AUDIO_TOKEN else ""
+
+    def check_length(self, input_ids):
+        longest = max(len(ids) for ids in input_ids)
+        if longest > self.tokenizer.model_max_length:
+            raise ValueError(
+                f"The conversation is {longest} tokens long, more than the {self.tokenizer.model_max_length} the model "
+                "reads (model_max_length): shorten the text, or give fewer or smaller pictures, frames or sounds."
+            )
+
+    # Placeholders
+
+    def replace_image_token(self, image_inputs, image_idx, image_layout=None, max_crops=None, **kwargs):
+        """The span of one picture; rows of crops are joined with a newline."""
+        height, width = (int(side) for side in image_inputs["image_sizes"][image_idx])
+        rows, columns = self.image_processor.get_crop_grid(height, width, image_layout, max_crops)
+        pads = IMAGE_TOKEN * self.num_image_tokens
+        if (image_layout or self.image_processor.image_layout) == "grid":
+            return "\n".join([f"<image>{pads}</image>" * columns] * rows)
+        return f"<image>{pads}</image>" + "\n".join([f"<slice>{pads}</slice>" * columns] * rows)
+
+    def replace_audio_token(self, audio_inputs, audio_idx, **kwargs):
+        """The span of one sound, window after window."""
+        first = sum(audio_inputs["audio_num_windows"][:audio_idx])
+        counts = audio_inputs["audio_num_tokens"][first : first + audio_inputs["audio_num_windows"][audio_idx]]
+        return "".join(f"<audio>{AUDIO_TOKEN * count}</audio>" for count in counts)
+
+    @property
+    def unused_input_names(self):
+        """What `replace_audio_token` needs and the model does not."""
+        return ["audio_num_windows", "audio_num_tokens"]
+
+    @property
+    def model_input_names(self):
+        names = super().model_input_names
+        return [*names, "audio_transcript_ids", "audio_transcript_mask"] if self.transcript_tokenizer else names
+
+    def get_num_audio_tokens(self, num_samples, audio_layout=None):
+        """Placeholders of a window with this many samples at 16 kHz: ceil(frames / stack), frames of 20 ms."""
+        if self.audio_token_source == "decoder":
+            return 1
+        if (audio_layout or self.audio_layout) == "padded":
+            num_samples = self.feature_extractor.n_samples
+        return math.ceil(num_samples / (2 * self.feature_extractor.hop_length * self.audio_stack_factor))
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, audio_lengths=None, **kwargs):
+        """Count placeholders (the markers around them not counted) without processing anything: serving engines ask.
+
+        Args:
+            image_sizes: list of (height, width).
+            audio_lengths: list of numbers of samples at 16 kHz.
+        """
+        counts = {}
+        if image_sizes is not None:
+            crops = [self.image_processor.get_number_of_image_patches(*size, kwargs) for size in image_sizes]
+            counts["num_image_patches"] = crops
+            counts["num_image_tokens"] = [self.num_image_tokens * number for number in crops]
+        if audio_lengths is not None:
+            layout = kwargs.get("audio_layout")
+            window = self.feature_extractor.n_samples
+            counts["num_audio_tokens"] = [
+                sum(self.get_num_audio_tokens(min(window, n - start), layout) for start in range(0, n, window))
+                for n in audio_lengths
+            ]
+        return MultiModalData(**counts)
+
+    # Sound
+
+    def load_audio(self, source, sampling_rate=None):
+        """One sound as float32 (samples,) at 16 kHz, channels averaged.
+
+        `source` is a path, URL, bytes, {"array", "sampling_rate"}, or an array (samples,) or with a second, shorter axis
+        of channels, then at `sampling_rate`. Raises `ValueError` for empty or damaged sound and for NaN.
+        """
+        name = "given"
+        if isinstance(source, dict) and source.get("array") is not None:
+            source, sampling_rate = source["array"], source["sampling_rate"]
+        if is_source(source):
+            waveform, sampling_rate, name = read_audio(source)
+        else:
+            waveform = audio_to_float(source)
+        if not waveform.size:
+            raise ValueError(f"Sound {name} holds no samples.")
+        if not np.isfinite(waveform).all():
+            raise ValueError(f"Sound {name} holds NaN or infinite samples.")
+        return resample(waveform, sampling_rate, self.feature_extractor.sampling_rate)
+
+    def _process_audio(self, audio, audio_layout=None, audio_transcripts=None, **kwargs):
+        """Log-mel windows of every sound, and the spans that stand for them. Called by the base."""
+        length = self.feature_extractor.n_samples
+        windows = [[sound[start : start + length] for start in range(0, len(sound), length)] for sound in audio]
+        inputs = self.extract_features([window for sound in windows for window in sound], audio_layout)
+        inputs["audio_num_windows"] = [len(sound) for sound in windows]
+        if audio_transcripts is not None:
+            inputs.update(self.encode_transcripts(audio_transcripts, inputs["audio_num_windows"]))
+            inputs["audio_num_tokens"] = inputs["audio_transcript_mask"].sum(-1).tolist()
+        return inputs, [self.replace_audio_token(inputs, index) for index in range(len(audio))]
+
+    def extract_features(self, windows, audio_layout=None):
+        """Whisper's log-mel of windows of at most 30 s.
+
+        Only as many frames are computed as the longest window needs: three hops after its end a frame sees nothing but
+        silence, and all later ones are equal to it.
+        """
+        extractor = self.feature_extractor
+        check_choice("audio_layout", audio_layout or self.audio_layout, ("trimmed", "padded"))
+        frames = [math.ceil(len(window) / extractor.hop_length) for window in windows]
+        computed = min(max(frames) + 3, extractor.nb_max_frames)
+        mel = extractor(
+            windows, max_length=computed * extractor.hop_length, sampling_rate=extractor.sampling_rate, return_tensors="pt"
+        )["input_features"]
+        silence = mel[..., -1:].expand(-1, -1, extractor.nb_max_frames - computed)
+        if (audio_layout or self.audio_layout) == "padded":
+            frames = [extractor.nb_max_frames] * len(windows)
+        mask = torch.arange(extractor.nb_max_frames) < torch.tensor(frames)[:, None]
+        return {
+            "input_features": torch.cat([mel, silence], -1),
+            "input_features_mask": mask.long(),
+            "audio_num_tokens": [self.get_num_audio_tokens(len(window), audio_layout) for window in windows],
+        }
+
+    def encode_transcripts(self, transcripts, num_windows):
+        """Token ids of what each window says, right-padded, and their mask."""
+        if self.transcript_tokenizer is None:
+            raise ValueError("audio_transcripts need audio_token_source 'decoder' and a transcript_tokenizer.")
+        transcripts = [[said] if isinstance(said, str) else list(said) for said in transcripts]
+        if [len(said) for said in transcripts] != num_windows:
+            raise ValueError(
+                f"audio_transcripts has {[len(said) for said in transcripts]} strings for sounds of {num_windows} windows "
+                "of 30 s: give one string a window."
+            )
+        ids = [self.transcript_tokenizer(line, add_special_tokens=False).input_ids for said in transcripts for line in said]
+        longest = max(map(len, ids))
+        mask = torch.tensor([[1] * len(line) + [0] * (longest - len(line)) for line in ids])
+        padded = torch.tensor([line + [0] * (longest - len(line)) for line in ids])
+        return {"audio_transcript_ids": padded, "audio_transcript_mask": mask}
+
+    # Video
+
+    def load_video(self, source):
+        """Frames, times and sound of one video.
+
+        `source` is a path, URL or bytes, or an array (frames, h, w, 3) or list of pictures, one each 1 / `video_fps` s.
+        Returns a list of uint8 (336, 336, 3) letter-boxed frames, their times in seconds, and the sound track as float32
+        (samples,) at 16 kHz or None. Raises `ValueError` for what is no video or is damaged.
+        """
+        if is_source(source):
+            frames, times, track = read_video(source, self.video_fps, self.max_frames, self.image_processor.max_pixels)
+        else:
+            times = frame_times(len(source) / self.video_fps, self.video_fps, self.max_frames)
+            frames, track = [source[int(time * self.video_fps)] for time in times], None
+        size = self.image_processor.crop_size
+        frames = [fit(self.image_processor.to_rgb(frame), size, size) for frame in frames]
+        return frames, times, None if track is None else resample(*track, self.feature_extractor.sampling_rate)
+
+    # From output to text
+
+    def post_process_multimodal_output(self, generated_outputs, skip_special_tokens=True, generation_mode=None, **kwargs):
+        """Generated ids to text; in mode "audio" the waveforms of (ids, waveforms), as pipelines ask for them."""
+        if generation_mode == "audio":
+            return [np.asarray(waveform, dtype=np.float32) for waveform in generated_outputs[1]]
+        return super().post_process_multimodal_output(
+            generated_outputs, skip_special_tokens=skip_special_tokens, generation_mode=generation_mode, **kwargs
+        )
+
+    def parse_tool_calls(self, text):
+        """Read the calls in an answer, in their order.
+
+        Returns a list of {"name": str, "arguments": dict}. A malformed call stays in its place as {"name": None,
+        "arguments": None, "error": why, "text": what was written}.
+        """
+        calls = re.findall(r"<\|tool_call\|>(.*?)(<\|/tool_call\|>|(?=<\|tool_call\|>)|\Z)", text, flags=re.DOTALL)
+        return [parse_tool_call(call, closed=bool(end)) for call, end in calls]
+
+    # Files
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Load a processor; in decoder mode its transcript tokenizer too, from `transcript_tokenizer/`."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if processor.audio_token_source == "decoder":
+            hub = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+            processor.transcript_tokenizer = AutoTokenizer.from_pretrained(
+                pretrained_model_name_or_path,
+                subfolder=os.path.join(kwargs.get("subfolder", ""), cls.transcript_tokenizer_folder),
+                **{key: kwargs[key] for key in hub if key in kwargs},
+            )
+        return processor
+
+    @classmethod
+    def _load_tokenizer_from_pretrained(cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs):
+        """The tokenizer lies in `tokenizer/`; the base class knows the root only, where copies lie for other readers."""
+        try:
+            folder = os.path.join(subfolder, cls.tokenizer_folder)
+            return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=folder, **kwargs)
+        except (OSError, ValueError):
+            return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save the processor, its tokenizer in `tokenizer/` and, identical, at the root."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        folder = os.path.join(save_directory, self.tokenizer_folder)
+        self.tokenizer.save_pretrained(folder)
+        for name in ("tokenizer_config.json", "chat_template.jinja"):  # the base class adds entries at the root
+            shutil.copyfile(os.path.join(save_directory, name), os.path.join(folder, name))
+        if self.transcript_tokenizer is not None:
+            self.transcript_tokenizer.save_pretrained(os.path.join(save_directory, self.transcript_tokenizer_folder))
+        return saved
+
+
+def check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; use {' or '.join(map(repr, choices))}.")
+
+
+def parse_tool_call(text, closed):
+    """One call's JSON, or why it is none."""
+    try:
+        call = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        call, reason = None, str(error)
+    else:
+        reason = call_defect(call, closed)
+    if reason:
+        return {"name": None, "arguments": None, "error": reason, "text": text}
+    return {"name": call["name"], "arguments": call["arguments"]}
+
+
+def call_defect(call, closed):
+    """What is wrong with a call that is valid JSON, or an empty string."""
+    if not closed:
+        return "the call has no <|/tool_call|>"
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return 'expected an object with a string "name"'
+    return "" if isinstance(call.get("arguments"), dict) else 'expected "arguments" to be an object'
+
+
+def flat_audio(audio):
+    """Flat list of sounds; an array or a list of numbers is one sound."""
+    if not isinstance(audio, (list, tuple)) or (audio and isinstance(audio[0], (int, float))):
+        return [audio]
+    return [sound for entry in audio for sound in flat_audio(entry)]
+
+
+def flat_videos(videos):
+    """Flat list of videos; an array with four axes or a list of pictures is one video."""
+    is_list = isinstance(videos, (list, tuple)) and bool(videos)
+    if not is_list or not (is_source(videos[0]) or isinstance(videos[0], (list, tuple)) or np.ndim(videos[0]) == 4):
+        return [videos]
+    return [video for entry in videos for video in flat_videos(entry)]
+
+
+def read_audio(source):
+    """Decode a sound file to mono. Returns (float32 (samples,), sampling rate, name).
+
+    soundfile reads WAV, FLAC, OGG and MP3; for other files (M4A, WebM, the sound of a video) PyAV is asked.
+    """
+    if soundfile is None:
+        raise ImportError("Reading sound files needs soundfile: pip install soundfile.")
+    file, name = read_source(source)
+    try:
+        sound = soundfile.SoundFile(file)
+    except soundfile.SoundFileError as error:
+        return *read_compressed_audio(file, name, error), name
+    with sound:
+        check_complete(sound, name)
+        try:
+            return sound.read(dtype="float32", always_2d=True).mean(1), sound.samplerate, name
+        except soundfile.SoundFileError as error:
+            raise ValueError(f"Sound {name} is damaged: {error}") from error
+
+
+def check_complete(sound, name):
+    """Refuse a WAV that ends before its header says. Sizes from 0x7FFFF000 on mean "unknown": streams write them."""
+    sizes = re.search(r"data : (\d+) \(should be (\d+)\)", sound.extra_info)
+    if sizes and int(sizes[2]) < int(sizes[1]) < 0x7FFFF000:
+        raise ValueError(f"Sound {name} is cut off: {sizes[2]} of {sizes[1]} bytes are there.")
+
+
+def read_compressed_audio(file, name, error):
+    """Decode what soundfile cannot. Returns (waveform, rate)."""
+    if av is None:
+        raise ValueError(f"Cannot read {name} as sound: {error} More formats need PyAV: pip install av.") from error
+    if hasattr(file, "seek"):
+        file.seek(0)
+    try:
+        with av.open(file) as container:
+            track = read_track(container)
+    except av.FFmpegError as failure:
+        raise ValueError(f"Cannot read {name} as sound: {failure}") from failure
+    if track is None:
+        raise ValueError(f"{name} holds no sound.")
+    return track
+
+
+def audio_to_float(source):
+    """An array or tensor of samples as mono float32; integers are scaled by their type, the shorter axis is channels."""
+    waveform = source.detach().cpu().numpy() if isinstance(source, torch.Tensor) else np.asarray(source)
+    if waveform.ndim not in (1, 2):
+        raise ValueError(f"Sound has 1 or 2 axes, got an array of shape {waveform.shape}.")
+    if np.issubdtype(waveform.dtype, np.integer):
+        limits = np.iinfo(waveform.dtype)
+        middle = 0 if limits.min < 0 else (limits.max + 1) // 2
+        waveform = (waveform.astype(np.float32) - middle) / (limits.max - middle + 1)
+    waveform = waveform.astype(np.float32)
+    return waveform if waveform.ndim == 1 else waveform.mean(int(np.argmin(waveform.shape)))
+
+
+def resample(waveform, sampling_rate, target):
+    """Resample mono float32 to `target` Hz; no rate given means it has it already."""
+    if sampling_rate in (None, target):
+        return waveform
+    if soxr is None:
+        raise ImportError(f"Resampling sound from {sampling_rate} to {target} Hz needs soxr: pip install soxr.")
+    if not sampling_rate > 0:
+        raise ValueError(f"sampling_rate is {sampling_rate}; expected a positive number of Hz.")
+    return soxr.resample(waveform, sampling_rate, target)
+
+
+def frame_times(duration, fps, max_frames):
+    """Middles of equal parts of the video, `fps` a second and at most `max_frames`."""
+    count = int(min(max(round(duration * fps), 1), max_frames))
+    return [(index + 0.5) * duration / count for index in range(count)]
+
+
+def read_video(source, fps, max_frames, max_pixels):
+    """Decode the sampled frames and the sound of a video file. Returns (frames, times, None or (waveform, rate))."""
+    if av is None:
+        raise ImportError("Reading video files needs PyAV: pip install av.")
+    file, name = read_source(source)
+    try:
+        with av.open(file) as container:
+            if not container.streams.video:
+                raise ValueError(f"{name} holds no pictures: not a video.")
+            stream = container.streams.video[0]
+            if stream.width * stream.height > max_pixels:
+                raise ValueError(f"Video {name} is {stream.width}x{stream.height}, above max_pixels = {max_pixels}.")
+            times = frame_times(video_duration(container, stream), fps, max_frames)
+            frames = pick_frames(container, stream, times, name)
+            return frames, times, read_track(container)
+    except av.FFmpegError as error:
+        raise ValueError(f"Cannot read {name} as a video: {error}") from error
+
+
+def video_duration(container, stream):
+    """Length in seconds, from the pictures' stream or else the file."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None:
+        return container.duration / av.time_base
+    raise ValueError("A video without a length in its header cannot be sampled: convert it to MP4.")
+
+
+def pick_frames(container, stream, times, name):
+    """The picture shown at each time, uint8 (h, w, 3). Distant ones are found by seeking, near ones by decoding on."""
+    start = float((stream.start_time or 0) * stream.time_base)
+    is_sparse = len(times) > 1 and times[1] - times[0] > 10
+    frames = []
+    for group in [[time] for time in times] if is_sparse else [times]:
+        if is_sparse:
+            container.seek(int((start + group[0]) / stream.time_base), stream=stream)
+        frames += shown_at([start + time for time in group], container.decode(stream), stream, name)
+    return frames
+
+
+def shown_at(times, decoded, stream, name):
+    """From decoded frames in order, the last one at or before each time."""
+    frames, shown, count = [], None, 0
+    for frame in decoded:
+        while shown is not None and len(frames) < len(times) and frame.time > times[len(frames)]:
+            frames.append(shown.to_ndarray(format="rgb24"))
+        if len(frames) == len(times):
+            return frames
+        shown, count = frame, count + 1
+    if shown is None:
+        raise ValueError(f"Video {name} is damaged: no picture can be decoded.")
+    if len(times) > 1 and count < 0.9 * stream.frames:
+        raise ValueError(f"Video {name} is cut off: {count} of {stream.frames} pictures are there.")
+    return frames + [shown.to_ndarray(format="rgb24")] * (len(times) - len(frames))
+
+
+def read_track(container):
+    """Decode the first sound track to mono. Returns (float32 (samples,), rate), or None where there is no sound."""
+    if not container.streams.audio:
+        return None
+    container.seek(0)
+    planar = av.AudioResampler(format="fltp")
+    chunks = [part.to_ndarray().mean(0) for frame in container.decode(audio=0) for part in planar.resample(frame)]
+    return (np.concatenate(chunks), container.streams.audio[0].rate) if chunks else None
+
+
+__all__ = ["EagleProcessor"]
