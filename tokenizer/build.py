@@ -32,19 +32,23 @@ KEPT_IN_ANSWERS = ("<|tool_call|>", "<|/tool_call|>")
 MAX_VOCABULARY = 4096
 MODEL_MAX_LENGTH = 8192
 
+SAID_ONLY = ("a", "an", "to", "for")  # in questions and requests, though not in the world's list of words
 # What opens a sentence or is a name: these words are single tokens with a capital too.
-CAPITALISED = (*world.FUNCTION_WORDS, *world.VERBS, *world.NAMES, *world.TOWNS)
-JSON_WORDS = (
-    "name", "arguments", "function", "parameters", "properties", "description", "type", "object", "array", "string",
-    "number", "integer", "boolean", "required", "enum", "items", "true", "false", "null", "result", "error", "ok",
-    "status", "unit",
+CAPITALISED = (
+    *world.FUNCTION_WORDS, *world.VERBS, *world.TALK, *world.HOUSE, *sorted(world.PROPER), "in", "at", "book", "day",
 )
-JSON_LINES = (
-    '{"name": "turn_on", "arguments": {"room": "kitchen", "level": "high", "list": ["milk", "bread"]}}',
+TOOL_WORDS = (
+    "arguments", "function", "parameters", "properties", "description", "type", "object", "array", "string", "integer",
+    "boolean", "required", "enum", "items", "minimum", "maximum", "null", "result", "error", "ok", "status", "unit",
+    "device", "area", "vehicle", "instrument", "animal", "expert", "task", "route",
+)
+TOOL_LINES = (
+    '{"name": "turn_on", "arguments": {"room": "kitchen", "list": ["milk", "bread"]}}',
+    '[{"type": "function", "function": {"name": "open", "description": "open the door.", "parameters": {"type": ',
+    '"object", "properties": {"room": {"type": "string", "enum": ["kitchen", "hall"]}, "door": {"type": "string"}}, ',
+    '"required": ["room", "door"]}}}, {"properties": {"room": {"enum": ["hall"]}}, "required": []}}}, ',
+    '{"properties": {"room": {"type": "string"}}, "required": ["room"]}}}]',
     '{"name": "list", "arguments": {}}',
-    '[{"type": "function", "function": {"name": "open", "description": "open the door.", "parameters": ',
-    '{"type": "object", "properties": {"room": {"type": "string", "enum": ["kitchen", "hall"]}}, ',
-    '"required": ["room"]}}}, {"type": "function"}]',
     '{"result": "ok", "error": null, "list": [], "open": true, "closed": false}',
     "what is the price? it is high, very high. say: yes! \"no\", the king said; it's the queen's.",
 )
@@ -56,13 +60,9 @@ def special_token(text):
 
 def training_text():
     """Yield the lines that eagle-tiny's tokenizer is trained on; a merge needs two occurrences."""
-    for word in world.WORDS:
+    for word in (*world.WORDS, *SAID_ONLY, *TOOL_WORDS):
         yield from (" " + word, " " + word, " " + word, word, word)
-    for word in CAPITALISED:
-        yield from (word.capitalize(), word.capitalize())
-    for word in JSON_WORDS:
-        yield from (word, word)
-    for line in JSON_LINES:
+    for line in (*map(str.capitalize, CAPITALISED), *TOOL_LINES):
         yield from (line, line)
 
 
