@@ -1,0 +1,175 @@
+"""The chat template: the turns' form, tools, generation spans, and special-token strings that stay text."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jinja2.exceptions import TemplateError
+from transformers import AddedToken, AutoTokenizer
+
+from tokenizer.build import SPECIAL_TOKENS
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = [{"type": "function", "function": {"name": "open_door", "parameters": {"type": "object", "properties": {}}}}]
+CALL = {"type": "function", "function": {"name": "open_door", "arguments": {"room": "attic", "level": 3}}}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(ROOT)
+
+
+def with_llama_tokens():
+    """eagle-tiny's tokenizer with the special tokens that Phi-3.5's has besides."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT)
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in ("<s>", "</s>", "<unk>", "<|placeholder1|>")])
+    return tokenizer
+
+
+TOKENIZER = with_llama_tokens()
+MARKS = [*SPECIAL_TOKENS, "<s>", "</s>", "<unk>", "<|placeholder1|>", "<|video_pad|>"]
+
+
+def render(messages, **kwargs):
+    return TOKENIZER.apply_chat_template(messages, tokenize=False, **kwargs)
+
+
+def test_turns(tokenizer):
+    content = [{"type": "image"}, {"type": "text", "text": "what is it?"}, {"type": "audio"}, {"type": "video"}]
+    messages = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [{"type": "text", "text": "a door"}]},
+        {"role": "user", "content": "open it"},
+    ]
+    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
+        "<|system|>\nbe kind<|end|>\n"
+        "<|user|>\n<|image_pad|>what is it?<|audio_pad|><|video_pad|><|end|>\n"
+        "<|assistant|>\na door<|end|>\n"
+        "<|user|>\nopen it<|end|>\n"
+        "<|assistant|>\n"
+    )
+
+
+def test_tools_stand_in_the_system_turn(tokenizer):
+    listed = f"<|tool|>{json.dumps(TOOLS)}<|/tool|>"
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "open"}]
+    rendered = tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
+    assert rendered == f"<|system|>\nbe kind{listed}<|end|>\n<|user|>\nopen<|end|>\n"
+    rendered = tokenizer.apply_chat_template(messages[1:], tools=TOOLS, tokenize=False)
+    assert rendered == f"<|system|>\n{listed}<|end|>\n<|user|>\nopen<|end|>\n"
+
+
+@pytest.mark.parametrize("call", [CALL, CALL["function"], {"name": "open_door", "arguments": '{"room": "attic", "level": 3}'}])
+def test_calls_and_their_results(tokenizer, call):
+    messages = [
+        {"role": "user", "content": "open"},
+        {"role": "assistant", "tool_calls": [call, call]},
+        {"role": "tool", "content": {"result": "ok"}},
+        {"role": "tool", "content": '{"result": "ok"}'},
+        {"role": "assistant", "content": "done"},
+    ]
+    written = '<|tool_call|>{"name": "open_door", "arguments": {"room": "attic", "level": 3}}<|/tool_call|>'
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == (
+        f"<|user|>\nopen<|end|>\n<|assistant|>\n{written}{written}<|end|>\n"
+        '<|tool_response|>\n{"result": "ok"}<|end|>\n<|tool_response|>\n{"result": "ok"}<|end|>\n'
+        "<|assistant|>\ndone<|end|>\n"
+    )
+
+
+def test_generation_spans_hold_answer_calls_and_end_of_turn(tokenizer):
+    messages = [
+        {"role": "user", "content": "open"},
+        {"role": "assistant", "content": "yes", "tool_calls": [CALL]},
+        {"role": "tool", "content": "ok"},
+        {"role": "assistant", "content": "done"},
+    ]
+    outputs = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    learned = [token for token, mask in zip(outputs["input_ids"], outputs["assistant_masks"]) if mask]
+    call = f"<|tool_call|>{json.dumps(CALL['function'])}<|/tool_call|>"
+    assert tokenizer.decode(learned) == f"yes{call}<|end|>done<|end|>"
+
+
+def test_unknown_roles_and_parts_are_errors_that_name_them(tokenizer):
+    with pytest.raises(TemplateError, match="narrator"):
+        tokenizer.apply_chat_template([{"role": "narrator", "content": "once"}], tokenize=False)
+    with pytest.raises(TemplateError, match="smell"):
+        tokenizer.apply_chat_template([{"role": "user", "content": [{"type": "smell"}]}], tokenize=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["a < b", "x<y>z", "<div>", "if (a<|b)", "<|", "|>", "1 << 2", "<__media__>", "<image", "< |end|>"]
+)
+def test_ordinary_text_is_touched_only_where_it_could_be_a_special_token(text):
+    changed = text.replace("<|", "< |")
+    assert render([{"role": "user", "content": text}]) == f"<|user|>\n{changed}<|end|>\n"
+
+
+fragments = st.sampled_from([piece for mark in MARKS for piece in (mark, mark[:-1], mark[1:], mark[:3], mark[-3:], mark[:1])])
+smuggled = st.lists(st.one_of(fragments, st.text(max_size=4)), max_size=8).map("".join)
+nested = st.builds(lambda outer, inner, at: outer[:at] + inner + outer[at:], *[st.sampled_from(MARKS)] * 2, st.integers(0, 9))
+hostile = st.one_of(smuggled, nested)
+media = st.sampled_from(["image", "audio", "video"]).map(lambda kind: {"type": kind})
+parts = st.lists(st.one_of(media, hostile.map(lambda text: {"type": "text", "text": text})), max_size=6)
+values = st.one_of(hostile, st.integers(), st.dictionaries(hostile, hostile, max_size=2))
+calls = st.builds(lambda name, values: {"function": {"name": name, "arguments": values}}, hostile, st.dictionaries(hostile, values))
+turns = st.one_of(
+    st.builds(lambda role, content: {"role": role, "content": content}, st.sampled_from(["user", "tool"]), st.one_of(hostile, parts)),
+    st.builds(
+        lambda text, calls: {"role": "assistant", "content": text, "tool_calls": calls}, hostile, st.lists(calls, max_size=2)
+    ),
+)
+conversations = st.builds(
+    lambda system, turns: [{"role": "system", "content": system}, *turns], hostile, st.lists(turns, min_size=1, max_size=4)
+)
+
+
+def blank(value):
+    """The same conversation with every text of the user's emptied."""
+    if isinstance(value, list):
+        return [blank(item) for item in value]
+    if not isinstance(value, dict):
+        return ""
+    if "arguments" in value:
+        return {"name": "", "arguments": {}}
+    return {key: item if key in ("role", "type") else blank(item) for key, item in value.items()}
+
+
+def marks_in(text):
+    """Special tokens that the tokenizer finds in a text; the video marker is never tokenized, so it is looked for."""
+    added = set(TOKENIZER.added_tokens_decoder)
+    found = [token for token in TOKENIZER(text).input_ids if token in added]
+    return TOKENIZER.convert_ids_to_tokens(found), text.count("<|video_pad|>")
+
+
+@settings(max_examples=300, deadline=None)
+@given(conversations, st.lists(st.dictionaries(hostile, values, max_size=2), max_size=2))
+def test_no_text_of_the_users_becomes_a_special_token(messages, tools):
+    listed = [{"function": tool} for tool in tools]
+    rendered = render(messages, tools=listed, add_generation_prompt=True)
+    skeleton = render(blank(messages), tools=[{} for _ in tools], add_generation_prompt=True)
+    assert marks_in(rendered) == marks_in(skeleton)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(hostile, min_size=1, max_size=4))
+def test_escaped_text_is_all_there(texts):
+    """Nothing but spaces after "<" is added, also where the parts of a message meet."""
+    rendered = render([{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}])
+    inside = rendered.removeprefix("<|user|>\n").removesuffix("<|end|>\n")
+    squeeze = re.compile("(?<=<) ")
+    assert squeeze.sub("", inside) == squeeze.sub("", "".join(texts))
+    assert TOKENIZER.decode(TOKENIZER(rendered).input_ids) == rendered
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(hostile, values), hostile)
+def test_json_of_tools_and_calls_reads_back_exactly(arguments, name):
+    call = {"name": name, "arguments": arguments}
+    rendered = render([{"role": "assistant", "tool_calls": [{"function": call}]}], tools=[{"function": call}])
+    listed = rendered.partition("<|tool|>")[2].partition("<|/tool|>")[0]
+    called = rendered.partition("<|tool_call|>")[2].partition("<|/tool_call|>")[0]
+    assert (json.loads(listed), json.loads(called)) == ([{"function": call}], call)
