@@ -23,13 +23,14 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import WhisperFeatureExtractor
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from trl import TrlParser
 
-from configuration_eagle import EagleConfig
-from modeling_eagle import EagleModel
 from training.synthesis import dense
 
+ROOT = str(Path(__file__).parents[1])
+EagleModel = get_class_from_dynamic_module("modeling_eagle.EagleModel", ROOT)
 MODULES = {"vision": ("vision_tower", "multi_modal_projector"), "audio": ("audio_tower", "audio_projector")}
 
 
@@ -77,9 +78,9 @@ class DenseHeads(nn.ModuleDict):
         return losses, accuracies
 
 
-def build_model(config: TowerConfig) -> EagleModel:
+def build_model(config: TowerConfig) -> nn.Module:
     """The preset's model with only the asked-for tower and its projector, near-identity attention in the tower."""
-    eagle = EagleConfig.from_pretrained(config.preset)
+    eagle = EagleModel.config_class.from_json_file(config.preset)
     eagle.text_config.num_hidden_layers = 1  # not used here
     other = "audio_config" if config.tower == "vision" else "vision_config"
     setattr(eagle, other, None)
@@ -94,7 +95,7 @@ def start_local(tower: nn.Module) -> None:
     """Sine/cosine position codes and queries and keys that are nearly the identity: each patch first looks around itself."""
     for name, parameter in tower.named_parameters():
         if name.endswith("position_embedding.weight"):
-            parameter.copy_(0.3 * grid_code(*parameter.shape))
+            parameter[1:] = 0.3 * grid_code(parameter.shape[0] - 1, parameter.shape[1])  # row 0: class token
         elif name.endswith(("q_proj.weight", "k_proj.weight")):
             parameter.normal_(std=0.01)
             parameter += torch.eye(parameter.shape[0])
@@ -120,9 +121,10 @@ def picture_batch(rng: random.Random, size: int) -> tuple[torch.Tensor, dict[str
     return (pixels - mean) / std, stack_targets([targets for _, targets in crops])
 
 
-def recording_batch(rng: random.Random, size: int, extractor=WhisperFeatureExtractor()) -> tuple:
+def recording_batch(rng: random.Random, size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """`size` log-mel windows (N, 80, 3000) float32 and their targets."""
     recordings = [dense.random_recording(rng) for _ in range(size)]
+    extractor = WhisperFeatureExtractor()
     features = extractor([w for w, _ in recordings], sampling_rate=16_000, return_tensors="pt").input_features
     return features, stack_targets([targets for _, targets in recordings])
 
@@ -131,7 +133,7 @@ def stack_targets(targets: list[dict[str, np.ndarray]]) -> dict[str, torch.Tenso
     return {kind: torch.from_numpy(np.stack([t[kind] for t in targets])) for kind in targets[0]}
 
 
-def encode(model: EagleModel, tower: str, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(model: nn.Module, tower: str, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Tower features (N, positions, tower width) and projected tokens (N, tokens, text width)."""
     if tower == "vision":
         output = model.get_image_features(batch)
@@ -141,7 +143,7 @@ def encode(model: EagleModel, tower: str, batch: torch.Tensor) -> tuple[torch.Te
     return output.last_hidden_state, tokens.reshape(batch.shape[0], -1, tokens.shape[-1])
 
 
-def build_optimizers(config: TowerConfig, model: EagleModel, heads: DenseHeads) -> list[torch.optim.Optimizer]:
+def build_optimizers(config: TowerConfig, model: nn.Module, heads: DenseHeads) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the tower's layers, AdamW for everything else that is trained."""
     modules = [getattr(model, name) for name in MODULES[config.tower]]
     named = [(n, p) for module in (*modules, heads) for n, p in module.named_parameters() if p.requires_grad]
@@ -167,7 +169,7 @@ def save(path: Path, write) -> None:
     os.replace(partial, path)
 
 
-def export(config: TowerConfig, model: EagleModel) -> dict[str, torch.Tensor]:
+def export(config: TowerConfig, model: nn.Module) -> dict[str, torch.Tensor]:
     """The hand-over to the next stage: bf16 weights of the tower and its projector, named as in EagleModel."""
     return {
         name: tensor.to(torch.bfloat16).contiguous()

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from training.synthesis.assistant import request
 from training.synthesis.pictures import (
     CHART_LEVELS,
     COLOURS,
@@ -25,6 +26,7 @@ from training.synthesis.pictures import (
     Item,
     Picture,
     chart,
+    drawn,
     page,
     random_bars,
     random_case,
@@ -36,7 +38,7 @@ from training.synthesis.pictures import (
     soften,
 )
 from training.synthesis.voices import SAMPLING_RATE, add_noise, say_varied
-from training.synthesis.world import WORDS, sentence, split
+from training.synthesis.world import WORDS, fact_question, sentence
 
 PATCH, PATCHES = 14, 24
 TOKEN_ROWS, TOKEN_COLUMNS = 8, 16  # cells of 42 x 21 pixels
@@ -44,16 +46,19 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 WINDOW_SECONDS, FRAMES, STACK = 30, 1500, 16
 TOKENS = -(-FRAMES // STACK)
 WORD_SLOTS = 4  # words told apart within one stacked token, by the quarter their middle falls into
-PHONEMES = (
-    "0 3 3: @ @L A: A@ D E I IR N O O: O@ OI S T U U@ V VR Z a aI aI@ aU aa b d dZ e@ eI f g h i i: i@ j k l m n oU o@ p r s "
-    "t tS u: v w z ; ?"
-).split()
+PHONEMES = tuple(
+    """
+    0 3 3: @ @L A: A@ D E I IR N O O: O@ OI S T U U@ V VR Z a aI aI@ aU aa b d dZ e@ eI f g h i i: i@ j k l m n oU o@
+    p r s t tS u: v w z ; ?
+    """.split()
+)
+SPOKEN = (*WORDS, "a", "an", "to", "for", "any", "shapes")  # the last few occur in questions and requests only
 
 CLASSES = {
     "patch_character": len(CHARACTERS) + 1, "patch_shape": len(SHAPES) + 1, "patch_colour": len(COLOURS) + 1,
     "patch_level": CHART_LEVELS + 1, "token_character": len(CHARACTERS) + 1, "token_shape": len(SHAPES) + 1,
     "token_colour": len(COLOURS) + 1, "token_level": CHART_LEVELS + 1, "frame_phoneme": len(PHONEMES) + 1,
-    "frame_word": len(WORDS) + 1, "token_word": len(WORDS) + 1,
+    "frame_word": len(SPOKEN) + 1, "token_word": len(SPOKEN) + 1,
 }  # fmt: skip
 SLOTS = {"patch_character": 2, "token_character": 6, "token_word": WORD_SLOTS}  # predictions per position, else one
 
@@ -61,7 +66,7 @@ _CHARACTER = {c: i + 1 for i, c in enumerate(CHARACTERS)}
 _SHAPE = {s: i + 1 for i, s in enumerate(SHAPES)}
 _COLOUR = {c: i + 1 for i, c in enumerate(COLOURS)}
 _PHONEME = {p: i + 1 for i, p in enumerate(PHONEMES)}
-_WORD = {w: i + 1 for i, w in enumerate(WORDS)}
+_WORD = {w: i + 1 for i, w in enumerate(SPOKEN)}
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -199,13 +204,15 @@ def random_recording(rng: random.Random) -> tuple[np.ndarray, dict[str, np.ndarr
 
 
 def random_sentence(rng: random.Random) -> str:
-    """Half sentences of the world, half loose words, so that no word is known by its neighbours alone."""
-    if rng.random() < 0.5:
+    """A sentence, question or request of the world; every other time loose words, so that each is known by itself."""
+    kind = rng.choice(("sentence", "question", "request", "words", "words", "words"))
+    if kind == "sentence":
         return sentence(rng, "train")
-    while True:
-        text = " ".join(rng.choice(WORDS) for _ in range(rng.randint(3, 10)))
-        if split("sentence", text) == "train":
-            return text
+    if kind == "question":
+        return fact_question(rng, "train")[0]
+    if kind == "request":
+        return request(rng, "train")[0]
+    return drawn("sentence", "train", lambda: (" ".join(rng.choice(SPOKEN) for _ in range(rng.randint(3, 10))),))[0]
 
 
 def mark(targets: dict[str, np.ndarray], utterance, start: float) -> None:
@@ -215,9 +222,10 @@ def mark(targets: dict[str, np.ndarray], utterance, start: float) -> None:
         target = _PHONEME.get(base_phoneme(phoneme), 0)
         targets["frame_phoneme"][round((start + begin) * rate) : round((start + end) * rate)] = target
     for word, begin, end in utterance.words:
-        targets["frame_word"][round((start + begin) * rate) : round((start + end) * rate)] = _WORD[word]
+        target = _WORD.get(word, -100)
+        targets["frame_word"][round((start + begin) * rate) : round((start + end) * rate)] = target
         slot = int((start + (begin + end) / 2) * rate * WORD_SLOTS / STACK)
-        targets["token_word"].reshape(-1)[slot] = _WORD[word]
+        targets["token_word"].reshape(-1)[slot] = target
 
 
 def base_phoneme(name: str) -> str:

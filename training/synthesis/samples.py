@@ -1,0 +1,255 @@
+"""Questions and answers about the small world in every modality: one function a skill, one row a sample.
+
+    python -m training.synthesis.samples chart --split test --count 4 --output out/samples
+
+A row is a conversation (columns as TRL names them): `messages`, the media in order of appearance in `images` (PIL),
+`audios` (mono float32 at 16 kHz) and `videos` (frames (T, H, W, 3) uint8, one a second), and `meta`: the skill, and
+what scores are split by. Everything follows from (skill, split, seed); `world.split` keeps train and test apart.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import ImageDraw
+
+from training.synthesis import assistant, pictures, world
+from training.synthesis.pictures import CHART_LEVELS, COLOURS, SHAPES, Item, Picture
+from training.synthesis.voices import SAMPLING_RATE, add_noise, say_varied
+
+SIGN_QUESTIONS = ("what does the sign say", "what is on the sign", "tell me what the sign says", "read the sign")
+CODE_QUESTIONS = ("what is the code", "read the code", "tell me the code on the sign", "which code do you see")
+VALUE_QUESTIONS = ("what is the value of {}", "tell me the value of {}", "how much is {}", "what value has {}")
+TRANSCRIBE = ("Write down what you hear.", "What is said?", "Transcribe the speech.")
+COUNT_ALL = "how many shapes are there"
+PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
+
+
+def row(rng: random.Random, user: list[tuple[str, object]], answer: str, **meta) -> dict:
+    """A one-turn conversation of parts such as ("text", str) or ("image", PIL image), and its answer."""
+    content = [{"type": kind, "text": value} if kind == "text" else {"type": kind} for kind, value in user]
+    return {
+        "messages": [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ],
+        "images": [value for kind, value in user if kind == "image"],
+        "audios": [value for kind, value in user if kind == "audio"],
+        "videos": [value for kind, value in user if kind == "video"],
+        "meta": meta,
+    }
+
+
+def ask(rng: random.Random, split: str, medium: tuple[str, object], question: str, answer: str, spoken: bool, **meta):
+    """A row that asks about a medium, in writing or aloud, before or after it."""
+    if spoken:
+        waveform, sound = speech(rng, split, question)
+        part, meta = ("audio", waveform), meta | sound
+    else:
+        part = ("text", world.written(question) if rng.random() < 0.8 else question)
+    parts = [medium, part] if rng.random() < 0.8 else [part, medium]
+    return row(rng, parts, answer, question=question, **meta)
+
+
+def speech(rng: random.Random, split: str, text: str) -> tuple[np.ndarray, dict]:
+    """`text` spoken, half the time over noise; the waveform and {"voice", "noisy"}."""
+    utterance, voice = say_varied(rng, text, split)
+    noisy = rng.random() < 0.5
+    level = rng.uniform(0.3, 1.5)
+    waveform = add_noise(rng, utterance.waveform * level) if noisy else (utterance.waveform * level).clip(-1, 1)
+    return waveform.astype(np.float32), {"voice": voice, "noisy": noisy}
+
+
+# ------------------------------------------------------------------------------------------------ skills
+
+
+def sign(rng: random.Random, split: str, spoken: bool = False) -> dict:
+    """Text in pictures: 1 to 4 words of the world, answered in lower case."""
+    words = pictures.random_words(rng, split)
+    picture = pictures.sign(rng, tuple(pictures.random_case(rng, word) for word in words), split)
+    return ask_about(rng, split, picture, rng.choice(SIGN_QUESTIONS[:1] if spoken else SIGN_QUESTIONS), " ".join(words), spoken)
+
+
+def code(rng: random.Random, split: str, spoken: bool = False) -> dict:
+    """Codes in pictures: 4 to 8 random letters and digits."""
+    text = pictures.random_code(rng, split)
+    picture = pictures.sign(rng, (text,), split)
+    return ask_about(rng, split, picture, rng.choice(SIGN_QUESTIONS[:1] if spoken else CODE_QUESTIONS), text, spoken)
+
+
+def ask_about(rng, split: str, picture: Picture, question: str, answer: str, spoken: bool, **meta) -> dict:
+    image = pictures.soften(rng, picture.image)
+    return ask(rng, split, ("image", image), question, answer, spoken, **picture.facts, **meta)
+
+
+def chart(rng: random.Random, split: str, spoken: bool = False) -> dict:
+    """Bar charts: the value of a bar (three in four), or the label of the tallest or shortest."""
+    bars = pictures.random_bars(rng, split)
+    picture = pictures.chart(rng, bars, split)
+    levels = sorted(level for _, level in bars)
+    extreme = rng.choice(("highest", "lowest"))
+    unique = levels[-1] != levels[-2] if extreme == "highest" else levels[0] != levels[1]
+    if split == "train" and unique and rng.random() < 0.25:
+        best = max(bars, key=lambda bar: bar[1] if extreme == "highest" else -bar[1])
+        return ask_about(rng, split, picture, f"which bar is the {extreme}", best[0], spoken)
+    label, level = rng.choice(bars)
+    question = rng.choice(VALUE_QUESTIONS[:1] if split == "test" or spoken else VALUE_QUESTIONS).format(label)
+    return ask_about(rng, split, picture, question, str(level * picture.facts["maximum"] // CHART_LEVELS), spoken)
+
+
+def scene(rng: random.Random, split: str, spoken: bool = False) -> dict:
+    """Counting and shapes: how many of what, which colour, which shape, where, whether there is any."""
+    picture = pictures.scene(rng, pictures.random_kinds(rng, split))
+    kind, question, answer = rng.choice(scene_questions(rng, picture))
+    return ask_about(rng, split, picture, question, answer, spoken, kind=kind)
+
+
+def scene_questions(rng: random.Random, picture: Picture) -> list[tuple[str, str, str]]:
+    """One (kind, question, answer) of each kind of question that this picture answers without doubt."""
+    items = picture.items
+    item, shape, colour = rng.choice(items), rng.choice(SHAPES), rng.choice(list(COLOURS))
+    if rng.random() < 0.8:  # mostly about what is there
+        shape, colour = item.shape, item.colour
+    found = [
+        ("count", COUNT_ALL, str(len(items))),
+        ("count", COUNT_ALL, str(len(items))),
+        ("count colour", f"how many {colour} shapes are there", str(sum(o.colour == colour for o in items))),
+        ("count shape", f"how many {plural(shape)} are there", str(sum(o.shape == shape for o in items))),
+    ]
+    other = rng.choice(SHAPES), rng.choice(list(COLOURS))
+    asked = rng.choice(((item.shape, item.colour), other))
+    there = any((o.shape, o.colour) == asked for o in items)
+    found.append(("presence", f"is there any {asked[1]} {asked[0]}", "yes" if there else "no"))
+    if sum(o.shape == item.shape for o in items) == 1:
+        found.append(("colour", f"what colour is the {item.shape}", item.colour))
+    if sum(o.colour == item.colour for o in items) == 1:
+        found.append(("shape", f"which shape is {item.colour}", item.shape))
+    place = place_of(item, picture.image.size)
+    if place and sum((o.shape, o.colour) == (item.shape, item.colour) for o in items) == 1:
+        found.append(("place", f"where is the {item.colour} {item.shape}", place))
+    return found
+
+
+def plural(shape: str) -> str:
+    return shape + ("es" if shape == "cross" else "s")
+
+
+def place_of(item: Item, size: tuple[int, int]) -> str | None:
+    """The ninth of the picture in which the item's middle lies, None within 4 % of a border between two."""
+    across, down = item.x / size[0] * 3, item.y / size[1] * 3
+    if any(abs(v - border) < 0.12 for v in (across, down) for border in (1, 2)):
+        return None
+    return PLACES[int(down) * 3 + int(across)]
+
+
+def clip(rng: random.Random, split: str, spoken: bool = False) -> dict:
+    """Video: 2 to 4 different things appear one after the other; their order is asked."""
+    names = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    order = pictures.drawn("clip", split, lambda: tuple(rng.sample(names, rng.randint(2, 4))))
+    things = [f"{colour} {shape}" for colour, shape in order]
+    i = rng.randrange(len(things))
+    questions = [("which shape is first", things[0]), ("which shape is last", things[-1])]
+    questions += [("in what order are the shapes", ", ".join(things))] * 2
+    if i:
+        questions += [(f"which shape is after the {things[i - 1]}", things[i])]
+        questions += [(f"which shape is before the {things[i]}", things[i - 1])]
+    question, answer = rng.choice(questions)
+    return ask(rng, split, ("video", clip_frames(rng, order)), question, answer, spoken)
+
+
+def clip_frames(rng: random.Random, order: tuple[tuple[str, str], ...]) -> np.ndarray:
+    """Frames (T, H, W, 3) uint8, one a second: each thing stays for one or two, drifting; now and then an empty one."""
+    width, height = rng.randint(200, 400), rng.randint(160, 336)
+    ground = pictures.pale_ground(rng, width, height)
+    frames = [ground] if rng.random() < 0.3 else []
+    for colour, shape in order:
+        item = pictures.place_items(rng, ((shape, colour),), width, height)[0]
+        drift = rng.uniform(-15, 15)
+        for _ in range(rng.choice((1, 1, 2))):
+            frame = ground.copy()
+            pictures.draw_shape(ImageDraw.Draw(frame), item)
+            frames.append(frame)
+            item = Item(shape, colour, item.x + drift, item.y, item.radius)
+    return np.stack([np.asarray(frame) for frame in frames])
+
+
+def sentence(rng: random.Random, split: str) -> dict:
+    """Spoken sentences, written down word for word."""
+    text = world.sentence(rng, split)
+    waveform, sound = speech(rng, split, text)
+    parts = [("audio", waveform), ("text", TRANSCRIBE[0] if split == "test" else rng.choice(TRANSCRIBE))]
+    return row(rng, parts, text, **sound)
+
+
+def fact(rng: random.Random, split: str, spoken: bool = False) -> dict:
+    """Facts of the world, asked in writing or aloud."""
+    question, answer = world.fact_question(rng, split)
+    if spoken:
+        waveform, sound = speech(rng, split, question)
+        return row(rng, [("audio", waveform)], answer, question=question, **sound)
+    text = world.written(question) if rng.random() < 0.8 else question
+    return row(rng, [("text", text)], answer, question=question)
+
+
+def request(rng: random.Random, split: str) -> dict:
+    """Requests in writing, answered with a function call."""
+    text, call = assistant.request(rng, split)
+    sample = row(rng, [("text", world.written(text) if rng.random() < 0.8 else text)], "", question=text)
+    sample["messages"][1] = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": json.dumps([{"type": "function", "function": call}]),
+    }
+    return sample
+
+
+def spoken_picture(rng: random.Random, split: str) -> dict:
+    """A spoken question about a picture, of all the kinds above."""
+    return rng.choice((sign, code, chart, scene))(rng, split, spoken=True)
+
+
+def spoken_fact(rng: random.Random, split: str) -> dict:
+    """A spoken question about the world, nothing else."""
+    return fact(rng, split, spoken=True)
+
+
+SKILLS = {
+    function.__name__: function
+    for function in (sign, code, sentence, chart, scene, clip, spoken_picture, fact, spoken_fact, request)
+}
+
+
+def make(skill: str, split: str, seed: int | str) -> dict:
+    """The sample of that number: the same (skill, split, seed) gives the same row on any machine."""
+    if skill not in SKILLS:
+        raise ValueError(f"unknown skill {skill!r}; known: {', '.join(SKILLS)}")
+    sample = SKILLS[skill](random.Random(f"{skill}/{split}/{seed}"), split)
+    sample["meta"] |= {"skill": skill, "split": split}
+    return sample
+
+
+def main() -> None:
+    import soundfile
+    from PIL import Image
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("skill", choices=SKILLS)
+    parser.add_argument("--split", choices=("train", "test"), default="train")
+    parser.add_argument("--count", type=int, default=4)
+    parser.add_argument("--output", type=Path, help="folder for the media; without it only the texts are printed")
+    args = parser.parse_args()
+    for i in range(args.count):
+        sample = make(args.skill, args.split, i)
+        print(json.dumps({"messages": sample["messages"], "meta": sample["meta"]}))
+        if args.output:
+            args.output.mkdir(parents=True, exist_ok=True)
+            for image in (*sample["images"], *(Image.fromarray(f) for video in sample["videos"] for f in video)):
+                image.save(args.output / f"{args.skill}-{i}-{len(list(args.output.iterdir()))}.png")
+            for waveform in sample["audios"]:
+                soundfile.write(args.output / f"{args.skill}-{i}.wav", waveform, SAMPLING_RATE)
+
+
+if __name__ == "__main__":
+    main()
