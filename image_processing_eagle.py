@@ -9,17 +9,15 @@ padded with black.
     processor(["photo.jpg"], return_tensors="pt")      # pixel_values (total_crops, 3, 336, 336), image_sizes (1, 2)
 """
 
-import base64
-import io
 import math
-import os
-import urllib.request
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
+
+from .media_eagle import is_source, read_source
 
 try:
     from PIL import ExifTags, Image
@@ -33,32 +31,6 @@ except (ImportError, RuntimeError):  # RuntimeError: a torchvision that was buil
 # Mean and standard deviation of CLIP's training pictures, values in 0..1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def read_source(source):
-    """Resolve where a medium lies. Returns (file, name): a path or an `io.BytesIO`, and a name for error messages.
-
-    `source` is a path, `bytes`, an http(s) URL, a base64 `data:` URI, or a dict with "bytes" or "path" (a row's column).
-    Raises `FileNotFoundError` for a path that is none, `TypeError` for anything else.
-    """
-    if isinstance(source, dict):
-        return read_source(source["path"] if source.get("bytes") is None else source["bytes"])
-    if isinstance(source, (bytes, bytearray)):
-        return io.BytesIO(source), f"<{len(source)} bytes>"
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        with urllib.request.urlopen(source, timeout=10) as response:
-            return io.BytesIO(response.read()), source
-    if isinstance(source, str) and source.startswith("data:"):
-        return io.BytesIO(base64.b64decode(source.partition(",")[2])), source[:40]
-    if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"Expected a path, bytes, a URL or a dict with 'bytes' or 'path', got {type(source).__name__}.")
-    if not os.path.isfile(source):
-        raise FileNotFoundError(f"No such file: {os.fspath(source)!r}.")
-    return os.fspath(source), os.fspath(source)
-
-
-def is_source(image):
-    return isinstance(image, (str, os.PathLike, bytes, bytearray, dict))
 
 
 class EagleImagesKwargs(ImagesKwargs, total=False):
@@ -147,7 +119,7 @@ class EagleImageProcessor(BaseImageProcessor):
         arrays = [self.to_rgb(image) for image in flatten(self.fetch_images(images))]
         crops = [self.cut(array, image_layout, max_crops) for array in arrays]
         pixels = torch.from_numpy(np.concatenate(crops)).to(device).permute(0, 3, 1, 2).float()
-        mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (self.image_mean, self.image_std))
+        mean, std = torch.tensor([self.image_mean, self.image_std], device=pixels.device)[:, :, None, None]
         sizes = torch.tensor([array.shape[:2] for array in arrays])
         data = {"pixel_values": (pixels / 255 - mean) / std, "image_sizes": sizes}
         return BatchFeature(data, tensor_type=return_tensors)
@@ -292,7 +264,7 @@ def upright(image):
 
 
 def integers_to_16_bit(image):
-    """Array of a PIL picture in a mode above 8 bits. Mode "I" is 32 bits wide but comes from 16-bit (or 8-bit) files."""
+    """Array of a PIL picture of more than 8 bits. Mode "I" is 32 bits wide but made of 16-bit or 8-bit files."""
     array = np.asarray(image)
     if image.mode == "F":
         return array

@@ -22,20 +22,8 @@ import torch
 from transformers import AutoTokenizer
 from transformers.processing_utils import AudioKwargs, ImagesKwargs, MultiModalData, ProcessingKwargs, ProcessorMixin
 
-from .image_processing_eagle import fit, flatten, is_source, read_source
-
-try:
-    import soundfile
-except ImportError:  # arrays still work
-    soundfile = None
-try:
-    import soxr
-except ImportError:  # sound of 16 kHz still works
-    soxr = None
-try:
-    import av
-except ImportError:  # everything but video files and compressed sound still works
-    av = None
+from .image_processing_eagle import fit, flatten
+from .media_eagle import audio_to_float, frame_times, is_source, read_audio, read_video, resample
 
 IMAGE_TOKEN = "<|image_pad|>"
 AUDIO_TOKEN = "<|audio_pad|>"
@@ -114,9 +102,9 @@ class EagleProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation, *args, tokenize=False, processor_kwargs=None, **kwargs):
         """Render a conversation, or a list of them, and with `tokenize=True` process its media too.
 
-        Media stand in the parts of a message's content: {"type": "image", "image": ...}, {"type": "audio", "audio": ...}
-        (arrays with "sampling_rate", else 16 kHz), {"type": "video", "video": ...}, each a path, URL, bytes, dict with
-        "bytes" or "path", array or PIL picture. Further arguments and returns are transformers'; the mask of
+        Media stand in the parts of a message's content: {"type": "image", "image": ...}, {"type": "audio", "audio":
+        ...} (arrays with "sampling_rate", else 16 kHz), {"type": "video", "video": ...}, each a path, URL, bytes, dict
+        with "bytes" or "path", array or PIL picture. Further arguments and returns are transformers'; the mask of
         `return_assistant_tokens_mask` is aligned with `input_ids`.
         """
         if not tokenize:
@@ -295,8 +283,8 @@ class EagleProcessor(ProcessorMixin):
     def load_audio(self, source, sampling_rate=None):
         """One sound as float32 (samples,) at 16 kHz, channels averaged.
 
-        `source` is a path, URL, bytes, {"array", "sampling_rate"}, or an array (samples,) or with a second, shorter axis
-        of channels, then at `sampling_rate`. Raises `ValueError` for empty or damaged sound and for NaN.
+        `source` is a path, URL, bytes, {"array", "sampling_rate"}, or at `sampling_rate` an array (samples,) or with a
+        second, shorter axis of channels. Raises `ValueError` for empty or damaged sound and for NaN.
         """
         name = "given"
         if isinstance(source, dict) and source.get("array") is not None:
@@ -333,7 +321,10 @@ class EagleProcessor(ProcessorMixin):
         frames = [math.ceil(len(window) / extractor.hop_length) for window in windows]
         computed = min(max(frames) + 3, extractor.nb_max_frames)
         mel = extractor(
-            windows, max_length=computed * extractor.hop_length, sampling_rate=extractor.sampling_rate, return_tensors="pt"
+            windows,
+            max_length=computed * extractor.hop_length,
+            sampling_rate=extractor.sampling_rate,
+            return_tensors="pt",
         )["input_features"]
         silence = mel[..., -1:].expand(-1, -1, extractor.nb_max_frames - computed)
         if (audio_layout or self.audio_layout) == "padded":
@@ -350,12 +341,13 @@ class EagleProcessor(ProcessorMixin):
         if self.transcript_tokenizer is None:
             raise ValueError("audio_transcripts need audio_token_source 'decoder' and a transcript_tokenizer.")
         transcripts = [[said] if isinstance(said, str) else list(said) for said in transcripts]
-        if [len(said) for said in transcripts] != num_windows:
+        given = [len(said) for said in transcripts]
+        if given != num_windows:
             raise ValueError(
-                f"audio_transcripts has {[len(said) for said in transcripts]} strings for sounds of {num_windows} windows "
-                "of 30 s: give one string a window."
+                f"audio_transcripts has {given} strings for sounds of {num_windows} windows of 30 s: give one a window."
             )
-        ids = [self.transcript_tokenizer(line, add_special_tokens=False).input_ids for said in transcripts for line in said]
+        lines = [line for said in transcripts for line in said]
+        ids = self.transcript_tokenizer(lines, add_special_tokens=False).input_ids
         longest = max(map(len, ids))
         mask = torch.tensor([[1] * len(line) + [0] * (longest - len(line)) for line in ids])
         padded = torch.tensor([line + [0] * (longest - len(line)) for line in ids])
@@ -367,8 +359,8 @@ class EagleProcessor(ProcessorMixin):
         """Frames, times and sound of one video.
 
         `source` is a path, URL or bytes, or an array (frames, h, w, 3) or list of pictures, one each 1 / `video_fps` s.
-        Returns a list of uint8 (336, 336, 3) letter-boxed frames, their times in seconds, and the sound track as float32
-        (samples,) at 16 kHz or None. Raises `ValueError` for what is no video or is damaged.
+        Returns a list of uint8 (336, 336, 3) letter-boxed frames, their times in seconds, and the sound track as
+        float32 (samples,) at 16 kHz or None. Raises `ValueError` for what is no video or is damaged.
         """
         if is_source(source):
             frames, times, track = read_video(source, self.video_fps, self.max_frames, self.image_processor.max_pixels)
@@ -381,7 +373,9 @@ class EagleProcessor(ProcessorMixin):
 
     # From output to text
 
-    def post_process_multimodal_output(self, generated_outputs, skip_special_tokens=True, generation_mode=None, **kwargs):
+    def post_process_multimodal_output(
+        self, generated_outputs, skip_special_tokens=True, generation_mode=None, **kwargs
+    ):
         """Generated ids to text; in mode "audio" the waveforms of (ids, waveforms), as pipelines ask for them."""
         if generation_mode == "audio":
             return [np.asarray(waveform, dtype=np.float32) for waveform in generated_outputs[1]]
@@ -415,7 +409,7 @@ class EagleProcessor(ProcessorMixin):
 
     @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs):
-        """The tokenizer lies in `tokenizer/`; the base class knows the root only, where copies lie for other readers."""
+        """The tokenizer lies in `tokenizer/`; the base class knows the root only, where other readers find copies."""
         try:
             folder = os.path.join(subfolder, cls.tokenizer_folder)
             return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=folder, **kwargs)
@@ -474,145 +468,6 @@ def flat_videos(videos):
     if not is_list or not (is_source(videos[0]) or isinstance(videos[0], (list, tuple)) or np.ndim(videos[0]) == 4):
         return [videos]
     return [video for entry in videos for video in flat_videos(entry)]
-
-
-def read_audio(source):
-    """Decode a sound file to mono. Returns (float32 (samples,), sampling rate, name).
-
-    soundfile reads WAV, FLAC, OGG and MP3; for other files (M4A, WebM, the sound of a video) PyAV is asked.
-    """
-    if soundfile is None:
-        raise ImportError("Reading sound files needs soundfile: pip install soundfile.")
-    file, name = read_source(source)
-    try:
-        sound = soundfile.SoundFile(file)
-    except soundfile.SoundFileError as error:
-        return *read_compressed_audio(file, name, error), name
-    with sound:
-        check_complete(sound, name)
-        try:
-            return sound.read(dtype="float32", always_2d=True).mean(1), sound.samplerate, name
-        except soundfile.SoundFileError as error:
-            raise ValueError(f"Sound {name} is damaged: {error}") from error
-
-
-def check_complete(sound, name):
-    """Refuse a WAV that ends before its header says. Sizes from 0x7FFFF000 on mean "unknown": streams write them."""
-    sizes = re.search(r"data : (\d+) \(should be (\d+)\)", sound.extra_info)
-    if sizes and int(sizes[2]) < int(sizes[1]) < 0x7FFFF000:
-        raise ValueError(f"Sound {name} is cut off: {sizes[2]} of {sizes[1]} bytes are there.")
-
-
-def read_compressed_audio(file, name, error):
-    """Decode what soundfile cannot. Returns (waveform, rate)."""
-    if av is None:
-        raise ValueError(f"Cannot read {name} as sound: {error} More formats need PyAV: pip install av.") from error
-    if hasattr(file, "seek"):
-        file.seek(0)
-    try:
-        with av.open(file) as container:
-            track = read_track(container)
-    except av.FFmpegError as failure:
-        raise ValueError(f"Cannot read {name} as sound: {failure}") from failure
-    if track is None:
-        raise ValueError(f"{name} holds no sound.")
-    return track
-
-
-def audio_to_float(source):
-    """An array or tensor of samples as mono float32; integers are scaled by their type, the shorter axis is channels."""
-    waveform = source.detach().cpu().numpy() if isinstance(source, torch.Tensor) else np.asarray(source)
-    if waveform.ndim not in (1, 2):
-        raise ValueError(f"Sound has 1 or 2 axes, got an array of shape {waveform.shape}.")
-    if np.issubdtype(waveform.dtype, np.integer):
-        limits = np.iinfo(waveform.dtype)
-        middle = 0 if limits.min < 0 else (limits.max + 1) // 2
-        waveform = (waveform.astype(np.float32) - middle) / (limits.max - middle + 1)
-    waveform = waveform.astype(np.float32)
-    return waveform if waveform.ndim == 1 else waveform.mean(int(np.argmin(waveform.shape)))
-
-
-def resample(waveform, sampling_rate, target):
-    """Resample mono float32 to `target` Hz; no rate given means it has it already."""
-    if sampling_rate in (None, target):
-        return waveform
-    if soxr is None:
-        raise ImportError(f"Resampling sound from {sampling_rate} to {target} Hz needs soxr: pip install soxr.")
-    if not sampling_rate > 0:
-        raise ValueError(f"sampling_rate is {sampling_rate}; expected a positive number of Hz.")
-    return soxr.resample(waveform, sampling_rate, target)
-
-
-def frame_times(duration, fps, max_frames):
-    """Middles of equal parts of the video, `fps` a second and at most `max_frames`."""
-    count = int(min(max(round(duration * fps), 1), max_frames))
-    return [(index + 0.5) * duration / count for index in range(count)]
-
-
-def read_video(source, fps, max_frames, max_pixels):
-    """Decode the sampled frames and the sound of a video file. Returns (frames, times, None or (waveform, rate))."""
-    if av is None:
-        raise ImportError("Reading video files needs PyAV: pip install av.")
-    file, name = read_source(source)
-    try:
-        with av.open(file) as container:
-            if not container.streams.video:
-                raise ValueError(f"{name} holds no pictures: not a video.")
-            stream = container.streams.video[0]
-            if stream.width * stream.height > max_pixels:
-                raise ValueError(f"Video {name} is {stream.width}x{stream.height}, above max_pixels = {max_pixels}.")
-            times = frame_times(video_duration(container, stream), fps, max_frames)
-            frames = pick_frames(container, stream, times, name)
-            return frames, times, read_track(container)
-    except av.FFmpegError as error:
-        raise ValueError(f"Cannot read {name} as a video: {error}") from error
-
-
-def video_duration(container, stream):
-    """Length in seconds, from the pictures' stream or else the file."""
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None:
-        return container.duration / av.time_base
-    raise ValueError("A video without a length in its header cannot be sampled: convert it to MP4.")
-
-
-def pick_frames(container, stream, times, name):
-    """The picture shown at each time, uint8 (h, w, 3). Distant ones are found by seeking, near ones by decoding on."""
-    start = float((stream.start_time or 0) * stream.time_base)
-    is_sparse = len(times) > 1 and times[1] - times[0] > 10
-    frames = []
-    for group in [[time] for time in times] if is_sparse else [times]:
-        if is_sparse:
-            container.seek(int((start + group[0]) / stream.time_base), stream=stream)
-        frames += shown_at([start + time for time in group], container.decode(stream), stream, name)
-    return frames
-
-
-def shown_at(times, decoded, stream, name):
-    """From decoded frames in order, the last one at or before each time."""
-    frames, shown, count = [], None, 0
-    for frame in decoded:
-        while shown is not None and len(frames) < len(times) and frame.time > times[len(frames)]:
-            frames.append(shown.to_ndarray(format="rgb24"))
-        if len(frames) == len(times):
-            return frames
-        shown, count = frame, count + 1
-    if shown is None:
-        raise ValueError(f"Video {name} is damaged: no picture can be decoded.")
-    if len(times) > 1 and count < 0.9 * stream.frames:
-        raise ValueError(f"Video {name} is cut off: {count} of {stream.frames} pictures are there.")
-    return frames + [shown.to_ndarray(format="rgb24")] * (len(times) - len(frames))
-
-
-def read_track(container):
-    """Decode the first sound track to mono. Returns (float32 (samples,), rate), or None where there is no sound."""
-    if not container.streams.audio:
-        return None
-    container.seek(0)
-    planar = av.AudioResampler(format="fltp")
-    chunks = [part.to_ndarray().mean(0) for frame in container.decode(audio=0) for part in planar.resample(frame)]
-    return (np.concatenate(chunks), container.streams.audio[0].rate) if chunks else None
 
 
 __all__ = ["EagleProcessor"]

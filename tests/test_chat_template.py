@@ -15,6 +15,7 @@ from tokenizer.build import SPECIAL_TOKENS
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = [{"type": "function", "function": {"name": "open_door", "parameters": {"type": "object", "properties": {}}}}]
 CALL = {"type": "function", "function": {"name": "open_door", "arguments": {"room": "attic", "level": 3}}}
+TEXT = '{"room": "attic", "level": 3}'
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_tools_stand_in_the_system_turn(tokenizer):
     assert rendered == f"<|system|>\n{listed}<|end|>\n<|user|>\nopen<|end|>\n"
 
 
-@pytest.mark.parametrize("call", [CALL, CALL["function"], {"name": "open_door", "arguments": '{"room": "attic", "level": 3}'}])
+@pytest.mark.parametrize("call", [CALL, CALL["function"], {"name": "open_door", "arguments": TEXT}])
 def test_calls_and_their_results(tokenizer, call):
     messages = [
         {"role": "user", "content": "open"},
@@ -108,23 +109,33 @@ def test_ordinary_text_is_touched_only_where_it_could_be_a_special_token(text):
     assert render([{"role": "user", "content": text}]) == f"<|user|>\n{changed}<|end|>\n"
 
 
-fragments = st.sampled_from([piece for mark in MARKS for piece in (mark, mark[:-1], mark[1:], mark[:3], mark[-3:], mark[:1])])
+def pieces(mark):
+    return mark, mark[:-1], mark[1:], mark[:3], mark[-3:], mark[:1]
+
+
+def nest(outer, inner, at):
+    return outer[:at] + inner + outer[at:]
+
+
+def message(role, content, tool_calls=None):
+    return {"role": role, "content": content} | ({"tool_calls": tool_calls} if tool_calls else {})
+
+
+marks = st.sampled_from(MARKS)
+fragments = st.sampled_from([piece for mark in MARKS for piece in pieces(mark)])
 smuggled = st.lists(st.one_of(fragments, st.text(max_size=4)), max_size=8).map("".join)
-nested = st.builds(lambda outer, inner, at: outer[:at] + inner + outer[at:], *[st.sampled_from(MARKS)] * 2, st.integers(0, 9))
-hostile = st.one_of(smuggled, nested)
+hostile = st.one_of(smuggled, st.builds(nest, marks, marks, st.integers(0, 9)))
 media = st.sampled_from(["image", "audio", "video"]).map(lambda kind: {"type": kind})
-parts = st.lists(st.one_of(media, hostile.map(lambda text: {"type": "text", "text": text})), max_size=6)
+texts = hostile.map(lambda text: {"type": "text", "text": text})
+contents = st.one_of(hostile, st.lists(st.one_of(media, texts), max_size=6))
 values = st.one_of(hostile, st.integers(), st.dictionaries(hostile, hostile, max_size=2))
-calls = st.builds(lambda name, values: {"function": {"name": name, "arguments": values}}, hostile, st.dictionaries(hostile, values))
+functions = st.fixed_dictionaries({"name": hostile, "arguments": st.dictionaries(hostile, values, max_size=3)})
+calls = st.lists(functions.map(lambda function: {"function": function}), max_size=2)
 turns = st.one_of(
-    st.builds(lambda role, content: {"role": role, "content": content}, st.sampled_from(["user", "tool"]), st.one_of(hostile, parts)),
-    st.builds(
-        lambda text, calls: {"role": "assistant", "content": text, "tool_calls": calls}, hostile, st.lists(calls, max_size=2)
-    ),
+    st.builds(message, st.sampled_from(["user", "tool", "system"]), contents),
+    st.builds(message, st.just("assistant"), hostile, calls),
 )
-conversations = st.builds(
-    lambda system, turns: [{"role": "system", "content": system}, *turns], hostile, st.lists(turns, min_size=1, max_size=4)
-)
+conversations = st.lists(turns, min_size=1, max_size=5)
 
 
 def blank(value):
