@@ -72,10 +72,10 @@ _WORD = {w: i + 1 for i, w in enumerate(SPOKEN)}
 # ------------------------------------------------------------------------------------------------ pictures
 
 
-def random_picture(rng: random.Random) -> Picture:
-    """Half pages of text; the rest signs, scenes and charts, all of the training split."""
-    kind = rng.choices(("page", "sign", "scene", "chart"), (0.5, 0.14, 0.16, 0.2))[0]
-    if kind == "page":
+def random_picture(rng: random.Random, pages: float) -> Picture:
+    """A page of text with probability `pages`, else a sign, a scene or a chart, all of the training split."""
+    kind = rng.choices(("sign", "scene", "chart"), (0.3, 0.3, 0.4))[0]
+    if rng.random() < pages:
         return page(rng, [random_text(rng) for _ in range(60)])
     if kind == "sign":
         words = random_words(rng, "train") if rng.random() < 0.5 else (random_code(rng, "train"),)

@@ -215,17 +215,17 @@ def page(rng: random.Random, texts: list[str]) -> Picture:
     paper, ink = random_colours(rng)
     picture = Picture(background(rng, side, side, paper))
     draw = ImageDraw.Draw(picture.image)
-    y, line = rng.uniform(-4, 30), 0
+    y, line = rng.uniform(-4, 10), 0
     while y < side:
         size = random_size(rng)
         _, font = choose_font(rng, "train", size)
-        x = rng.uniform(-10, side * 0.3)
+        x = rng.uniform(-10, 30)
         while x < side:
             text = texts[line % len(texts)]
             picture.glyphs += draw_text(draw, x, y, text, font, ink)
-            x += font.getlength(text) + size * rng.uniform(0.25, 1.5)
+            x += font.getlength(text) + size * rng.uniform(0.25, 0.9)
             line += 1
-        y += size * rng.uniform(1.15, 2.2)
+        y += size * rng.uniform(1.15, 1.5)
     return resize(picture, CROP, CROP)
 
 

@@ -1,0 +1,45 @@
+"""Builds a checkpoint from a preset: configuration, weights, processor and code in one folder that `from_pretrained` loads.
+
+    python -m training.assemble --preset eagle-tiny --weights runs/towers-vision runs/towers-audio --output runs/start
+
+Weights that no `--weights` folder holds start at random.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoProcessor
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+ROOT = Path(__file__).parents[1]
+
+
+def assemble(preset: str, weights: list[Path], output: Path, seed: int) -> None:
+    """Writes the checkpoint to `output`. Raises ValueError for a weight that the model has no place for."""
+    model_class = get_class_from_dynamic_module("modeling_eagle.EagleForConditionalGeneration", str(ROOT))
+    config = model_class.config_class.from_json_file(ROOT / "configs" / f"{preset}.json")
+    torch.manual_seed(seed)
+    model = model_class(config)
+    for folder in weights:
+        unexpected = model.model.load_state_dict(load_file(folder / "model.safetensors"), strict=False).unexpected_keys
+        if unexpected:
+            raise ValueError(f"{folder} holds {unexpected[0]!r}, which the preset {preset!r} has no place for")
+    model.save_pretrained(output)
+    AutoProcessor.from_pretrained(ROOT, trust_remote_code=True).save_pretrained(output)
+    print(f"{output}: {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="eagle-tiny")
+    parser.add_argument("--weights", type=Path, nargs="*", default=[], help="folders with a model.safetensors each")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    assemble(args.preset, args.weights, args.output, args.seed)
+
+
+if __name__ == "__main__":
+    main()

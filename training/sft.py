@@ -1,0 +1,83 @@
+"""Supervised fine-tuning through TRL's SFTTrainer: one recipe a stage.
+
+    python -m training.sft --config training/recipes/instruct/tiny.yaml
+    python -m training.sft --config training/recipes/instruct/tiny.yaml --max_steps 20 --output_dir runs/try
+
+Any field of the recipe can be given on the command line; an unknown one is an error. A killed run goes on from its last
+checkpoint.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer, TrlParser
+
+from training.collator import EagleCollator
+from training.data import world_dataset
+from training.optimizer import MuonAdamW
+
+
+@dataclass
+class EagleArguments:
+    """What TRL's SFTConfig does not know.
+
+    `model`: a checkpoint folder or repository. `mix`: probability of each skill. `rates`: learning rate of each trained
+    module of EagleModel; modules that are not named stay frozen. (JSON on the command line, mappings in a recipe.)
+    """
+
+    model: str
+    mix: dict | str
+    rates: dict | str
+
+
+class EagleTrainer(SFTTrainer):
+    """SFTTrainer with a learning rate per module."""
+
+    def __init__(self, *args, rates: dict[str, float], **kwargs):
+        self.rates = rates
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model=None):
+        backbone = self.accelerator.unwrap_model(self.model).model
+        groups = [(list(getattr(backbone, name).named_parameters()), rate) for name, rate in self.rates.items()]
+        self.optimizer = MuonAdamW(groups, self.args.weight_decay)
+        return self.optimizer
+
+
+def freeze(model, rates: dict[str, float]) -> None:
+    """Leaves only the named modules trainable; raises ValueError for a module that the model does not have."""
+    modules = dict(model.model.named_children())
+    unknown = set(rates) - set(modules)
+    if unknown:
+        raise ValueError(f"the recipe trains {unknown.pop()!r}, but the model has {', '.join(modules)}")
+    model.requires_grad_(False)
+    for name in rates:
+        modules[name].requires_grad_(True)
+
+
+def main() -> None:
+    arguments, config = TrlParser((EagleArguments, SFTConfig)).parse_args_and_config()
+    mix, rates = (json.loads(v) if isinstance(v, str) else v for v in (arguments.mix, arguments.rates))
+    config.use_cpu = not torch.cuda.is_available()  # without it, bf16 is refused on a machine without a GPU
+    config.dataset_kwargs, config.remove_unused_columns, config.max_length = {"skip_prepare_dataset": True}, False, None
+    config.train_sampling_strategy = "sequential"
+
+    model = AutoModelForMultimodalLM.from_pretrained(arguments.model, trust_remote_code=True, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
+    freeze(model, rates)
+    batches = config.max_steps * config.gradient_accumulation_steps
+    dataset = world_dataset(mix, batches, config.per_device_train_batch_size, config.seed)
+    trainer = EagleTrainer(
+        model, config, EagleCollator(processor), dataset, processing_class=processor, rates=rates
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None)
+    model.to(torch.bfloat16).save_pretrained(config.output_dir)
+    processor.save_pretrained(config.output_dir)
+
+
+if __name__ == "__main__":
+    main()
