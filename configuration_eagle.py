@@ -114,6 +114,12 @@ class EagleConfig(PreTrainedConfig):
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
+        model_type = kwargs.pop("model_type", self.model_type)
+        if model_type != self.model_type:
+            raise ValueError(
+                f"model_type is {model_type!r}, so this is another model's configuration; it must be "
+                f"{self.model_type!r}"
+            )
         reject_unknown_keys("EagleConfig", kwargs, type(self))
         for name, spec in self.sub_configs_defaults.items():
             if isinstance(getattr(self, name), dict):
@@ -219,6 +225,13 @@ class EagleConfig(PreTrainedConfig):
                 "audio_layout is 'padded', but audio_token_source 'decoder' makes as many tokens as the transcript has; "
                 "it must be 'trimmed'"
             )
+        for key in ("audio_prompt_ids", "audio_language_ids"):
+            vocabulary = self.audio_config.vocab_size
+            if any(not 0 <= token < vocabulary for token in getattr(self, key) or []):
+                raise ValueError(
+                    f"{key} is {getattr(self, key)}, but audio_config.vocab_size is {vocabulary}; "
+                    "all must be ids inside that vocabulary"
+                )
 
     def _check_encoder_mode(self):
         for key in ("audio_prompt_ids", "audio_language_ids"):

@@ -10,23 +10,24 @@
 """
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import isqrt
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, Cache, CLIPVisionModel, PreTrainedModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModel, Cache, CLIPVisionModel, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
-    BaseModelOutput,
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
@@ -181,7 +182,9 @@ def init_head_identity(linear: nn.Module):
         init_near(linear.weight, identity * LOCAL_START_SCALE)
     else:
         rank, width = linear.down.weight.shape
-        init_near(linear.down.weight, F.pad(head_selection(width), (0, 0, 0, rank - HEAD_WIDTH)) * LOCAL_START_SCALE**0.5)
+        init_near(
+            linear.down.weight, F.pad(head_selection(width), (0, 0, 0, rank - HEAD_WIDTH)) * LOCAL_START_SCALE**0.5
+        )
         init_near(linear.up.weight, torch.eye(HEAD_WIDTH, rank).repeat(width // HEAD_WIDTH, 1) * LOCAL_START_SCALE**0.5)
 
 
@@ -222,17 +225,111 @@ class EaglePatchVisionModel(CLIPVisionModel):
 # --- audio side ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class EagleAudioFeatures(BaseModelOutputWithPooling):
+    """The audio tower's states; `pooler_output` (audio tokens, D) once projected. Decoder mode adds what was heard:
+    `audio_transcript_ids` (W, L), padded on the right with the tower's end token, and `audio_transcript_mask` (W, L)."""
+
+    audio_transcript_ids: torch.LongTensor | None = None
+    audio_transcript_mask: torch.LongTensor | None = None
+
+
 class EagleAudioTower(nn.Module):
-    """Whisper's encoder, and in decoder mode its decoder, behind one `forward` (exporters call towers that way)."""
+    """Whisper's encoder, and in decoder mode its decoder, behind one `forward` (exporters call towers that way).
+
+    Sub-modules carry WhisperModel's names, so its weights load under `audio_tower.`; the decoder's output matrix is its
+    embedding, as in Whisper.
+    """
 
     def __init__(self, config: EagleConfig):
         super().__init__()
         self.config = config.audio_config
         self.encoder = WhisperEncoder._from_config(config.audio_config)
+        self.decoder = None
+        if config.audio_token_source == "decoder":
+            self.decoder = WhisperDecoder._from_config(config.audio_config)
+            self.prompt_ids = config.audio_prompt_ids or [config.audio_config.decoder_start_token_id]
+            self.language_ids = config.audio_language_ids
 
-    def forward(self, input_features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
-        """(W, mels, 3000) log-mel windows of 30 s -> states (W, 1500, width), 50 a second."""
-        return self.encoder(input_features.to(self.encoder.dtype), **kwargs)
+    def forward(
+        self,
+        input_features: torch.Tensor,
+        transcript_ids: torch.LongTensor | None = None,
+        transcript_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EagleAudioFeatures:
+        """(W, mels, 3000) log-mel windows of 30 s -> encoder states (W, 1500, width), 50 a second.
+
+        In decoder mode: the decoder's states (W, L, width), each at the place that emits its token of the transcript
+        (W, L), which the tower writes itself, greedily, where none is given.
+        """
+        encoded = self.encoder(input_features.to(self.encoder.dtype), return_dict=True, **kwargs)
+        if self.decoder is None:
+            return EagleAudioFeatures(**encoded)
+        prompt = self.prompt(encoded.last_hidden_state)
+        if transcript_ids is None:
+            transcript_ids, transcript_mask = self.transcribe(encoded.last_hidden_state, prompt)
+        self.check_transcript(transcript_ids, prompt)
+        decoded = self.decoder(
+            input_ids=torch.cat([prompt, transcript_ids], dim=1)[:, : self.config.max_target_positions],
+            encoder_hidden_states=encoded.last_hidden_state,
+            use_cache=False,
+            return_dict=True,
+            **kwargs,
+        )
+        emitting = slice(prompt.shape[1] - 1, prompt.shape[1] - 1 + transcript_ids.shape[1])
+        return EagleAudioFeatures(
+            last_hidden_state=decoded.last_hidden_state[:, emitting],
+            hidden_states=decoded.hidden_states,
+            attentions=decoded.attentions,
+            audio_transcript_ids=transcript_ids,
+            audio_transcript_mask=transcript_mask,
+        )
+
+    def check_transcript(self, transcript_ids: torch.LongTensor, prompt: torch.LongTensor):
+        if transcript_ids.shape[0] != prompt.shape[0]:
+            raise ValueError(
+                f"audio_transcript_ids has {transcript_ids.shape[0]} rows, but there are {prompt.shape[0]} audio windows; "
+                "give one row a window"
+            )
+        longest = self.config.max_target_positions - prompt.shape[1] + 1
+        if transcript_ids.shape[1] > longest:
+            raise ValueError(
+                f"audio_transcript_ids is {transcript_ids.shape[1]} tokens long, but the audio decoder has room for "
+                f"{longest} a window"
+            )
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        return F.linear(states, self.decoder.embed_tokens.weight)
+
+    @torch.no_grad()
+    def prompt(self, encoder_states: torch.Tensor) -> torch.LongTensor:
+        """Ids that open each window's transcript, (W, P), with the likeliest of `audio_language_ids` in second place."""
+        ids = torch.tensor(self.prompt_ids, device=encoder_states.device).expand(encoder_states.shape[0], -1)
+        if self.language_ids is None:
+            return ids
+        first = self.decoder(input_ids=ids[:, :1], encoder_hidden_states=encoder_states, use_cache=False)
+        languages = torch.tensor(self.language_ids, device=ids.device)
+        heard = languages[self.logits(first.last_hidden_state[:, -1])[:, languages].argmax(-1)]
+        return torch.cat([ids[:, :1], heard[:, None], ids[:, 1:]], dim=1)
+
+    @torch.no_grad()
+    def transcribe(self, encoder_states: torch.Tensor, prompt: torch.LongTensor):
+        """The greedy transcript of each window: ids (W, L) without prompt and end token, and their mask (W, L)."""
+        cache, end = EncoderDecoderCache(DynamicCache(), DynamicCache()), self.config.eos_token_id
+        tokens, running = prompt, torch.ones_like(prompt[:, :1], dtype=torch.bool)
+        written = [prompt[:, :0]]
+        for _ in range(self.config.max_target_positions - prompt.shape[1] + 1):
+            states = self.decoder(
+                input_ids=tokens, encoder_hidden_states=encoder_states, past_key_values=cache, use_cache=True
+            ).last_hidden_state
+            tokens = self.logits(states[:, -1:]).argmax(-1).where(running, end)
+            running = tokens != end
+            if not running.any():
+                break
+            written.append(tokens)
+        ids = torch.cat(written, dim=1)
+        return ids, (ids != end).long()
 
 
 class EagleAudioProjector(nn.Module):
@@ -253,6 +350,39 @@ class EagleAudioProjector(nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         value, gate = self.linear_1(self.ln_pre(states)).chunk(2, dim=-1)
         return self.linear_2(self.ln_mid(value * F.silu(gate)))
+
+
+# --- what can be wrong with a request ------------------------------------------------------------------------------------
+
+
+def check_counts(mask: torch.Tensor, features: torch.Tensor, kind: str):
+    """Raises ValueError unless `mask` (B, T) has as many placeholders as there are `features` (n, D)."""
+    torch_compilable_check(
+        mask.sum() == features.shape[0],
+        lambda: (
+            f"the text holds {int(mask.sum())} {kind} placeholders, but the {kind} input gives {features.shape[0]} "
+            f"{kind} tokens; the two must be equal"
+        ),
+    )
+
+
+def context_error(length: int, config: EagleConfig) -> str:
+    return (
+        f"the conversation is {length} tokens long, but the model reads at most "
+        f"{config.text_config.max_position_embeddings}; drop old turns, or give fewer or smaller media"
+    )
+
+
+def reject_unknown_arguments(kwargs: dict):
+    """A misspelt `input_features` would otherwise vanish in the language model, and training would be deaf in silence."""
+    known = set(TransformersKwargs.__annotations__)
+    for name in kwargs:
+        if name not in known:
+            inputs = list(EagleModel.forward.__wrapped__.__annotations__)
+            closest = get_close_matches(name, inputs, n=1, cutoff=0.0)[0]
+            raise TypeError(
+                f"EagleModel.forward got an unexpected argument {name!r}; the closest it knows is {closest!r}"
+            )
 
 
 # --- the model ----------------------------------------------------------------------------------------------------------
@@ -293,6 +423,20 @@ class EaglePreTrainedModel(PreTrainedModel):
         if isinstance(module, EagleResampler):
             module.init_weights(getattr(self.config.text_config, "initializer_range", 0.02))
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """transformers' own, but a checkpoint that lacks weights is a ValueError: transformers would fill them with random
+        numbers and only log it. Who asks for the loading info gets the model, and decides."""
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if output_loading_info:
+            return model, info
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {len(missing)} of the weights that {cls.__name__} needs, such as "
+                f"{missing[0]!r}; to start those at random, load with output_loading_info=True"
+            )
+        return model
+
 
 class EagleModel(EaglePreTrainedModel):
     """The backbone: towers, projectors and language model, without a head."""
@@ -327,6 +471,8 @@ class EagleModel(EaglePreTrainedModel):
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | BaseModelOutputWithPooling:
         """Crops (N, 3, height, width), float -> `pooler_output` (N, num_image_tokens, D)."""
+        if self.config.vision_config is None:
+            raise ValueError("pixel_values is given, but the model has no vision tower (vision_config is null)")
         layer = self.config.vision_feature_layer
         is_timm = self.config.vision_config.model_type == "timm_wrapper"
         if not kwargs.get("output_hidden_states"):
@@ -345,45 +491,74 @@ class EagleModel(EaglePreTrainedModel):
         self,
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None = None,
+        audio_transcript_ids: torch.LongTensor | None = None,
+        audio_transcript_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | BaseModelOutputWithPooling:
+    ) -> tuple | EagleAudioFeatures:
         """Log-mel windows (W, mels, 3000), float -> `pooler_output` (audio tokens of all windows, D).
 
-        `input_features_mask` (W, 3000) is 1 where a frame (10 ms) holds sound; without it, and in the padded layout, every
-        frame counts. A window gives ceil(encoder frames / audio_stack_factor) tokens.
+        Encoder mode: `input_features_mask` (W, 3000) is 1 where a frame (10 ms) holds sound; a window gives
+        ceil(its encoder frames / audio_stack_factor) tokens. Without a mask, or with one of ones (the padded layout), that
+        is all of them: 94 at a stack of 16.
+        Decoder mode: one token per token of the transcript, `audio_transcript_ids` (W, L) right-padded and its mask; the
+        tower writes the transcript where none is given.
         """
-        outputs = self.audio_tower(input_features, return_dict=True, **kwargs)
-        stack = self.config.audio_stack_factor
-        states = F.pad(outputs.last_hidden_state, (0, 0, 0, -outputs.last_hidden_state.shape[1] % stack))
-        states = states.unflatten(1, (-1, stack)).flatten(2)
-        if input_features_mask is None or self.config.audio_layout == "padded":
-            states = states.flatten(0, 1)
+        if self.config.audio_config is None:
+            raise ValueError("input_features is given, but the model has no audio tower (audio_config is null)")
+        if (audio_transcript_ids is None) != (audio_transcript_mask is None):
+            raise ValueError("give audio_transcript_ids and audio_transcript_mask together")
+        outputs = self.audio_tower(input_features, audio_transcript_ids, audio_transcript_mask, **kwargs)
+        if self.audio_tower.decoder is None:
+            states = self.stack_frames(outputs.last_hidden_state, input_features_mask)
         else:
-            frames = input_features_mask.sum(-1, keepdim=True).add(1).div(2, rounding_mode="floor")
-            tokens = frames.add(stack - 1).div(stack, rounding_mode="floor")
-            states = states[torch.arange(states.shape[1], device=states.device) < tokens.to(states.device)]
-        return BaseModelOutputWithPooling(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.audio_projector(states),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+            states = outputs.last_hidden_state[outputs.audio_transcript_mask.bool()]
+        outputs.pooler_output = self.audio_projector(states)
+        return outputs
 
-    def placeholder_mask(self, input_ids, inputs_embeds, token_id: int) -> torch.Tensor:
-        """(B, T) true at the placeholders; found by their embedding where only embeddings are given."""
+    def stack_frames(self, states: torch.Tensor, input_features_mask: torch.Tensor | None) -> torch.Tensor:
+        """Encoder states (W, 1500, width) -> (audio tokens, audio_stack_factor * width), zeros after the last frame."""
+        stack = self.config.audio_stack_factor
+        states = F.pad(states, (0, 0, 0, -states.shape[1] % stack)).unflatten(1, (-1, stack)).flatten(2)
+        if input_features_mask is None:
+            return states.flatten(0, 1)
+        mel_frames = input_features_mask.sum(-1, keepdim=True).to(states.device)
+        tokens = (mel_frames + 2 * stack - 1).div(2 * stack, rounding_mode="floor")  # the encoder halves the frame rate
+        return states[torch.arange(states.shape[1], device=states.device) < tokens]
+
+    def placeholder_mask(self, input_ids, inputs_embeds, kind: str) -> torch.Tensor:
+        """(B, T) true at the placeholders of "image" or "audio"; by their embedding where only embeddings are given."""
+        token_id = {"image": self.config.image_token_id, "audio": self.config.audio_token_id}[kind]
         if input_ids is not None:
             return input_ids == token_id
         embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
         return (inputs_embeds == embedding).all(-1)
 
-    def merge(self, inputs_embeds, mask, features, kind: str) -> torch.Tensor:
-        """Puts `features` (n, D) at the true places of `mask` (B, T), in order."""
-        torch_compilable_check(
-            mask.sum() == features.shape[0],
-            lambda: f"the text holds {int(mask.sum())} {kind} placeholders, but the {kind} input gives "
-            f"{features.shape[0]} {kind} tokens; the two must be equal",
-        )
+    def merge(self, input_ids, inputs_embeds, features, kind: str) -> torch.Tensor:
+        """Puts `features` (n, D) at the placeholders of the text, in order."""
+        mask = self.placeholder_mask(input_ids, inputs_embeds, kind)
+        check_counts(mask, features, kind)
         return inputs_embeds.masked_scatter(mask[..., None], features.to(inputs_embeds))
+
+    def check_request(self, input_ids, attention_mask, image_hidden_states, audio_hidden_states):
+        """Raises ValueError for placeholders without media and for pictures that come with neither text nor sound."""
+        for kind, features in (("image", image_hidden_states), ("audio", audio_hidden_states)):
+            if features is None:
+                check_counts(self.placeholder_mask(input_ids, None, kind), torch.empty(0), kind)
+        if image_hidden_states is None:
+            return
+        text = self.config.text_config
+        silent = [self.config.image_token_id, text.bos_token_id, text.pad_token_id]
+        for ids in (self.config.image_markup_token_ids, text.eos_token_id):
+            silent += ids if isinstance(ids, list) else [ids]
+        silent = torch.tensor([token for token in silent if token is not None], device=input_ids.device)
+        says = ~torch.isin(input_ids, silent)
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            says = says & attention_mask[:, -input_ids.shape[1] :].bool()
+        has_image = (input_ids == self.config.image_token_id).any(-1)
+        torch_compilable_check(
+            (says.any(-1) | ~has_image).all(),
+            "a request holds pictures but neither text nor sound: add a question, in writing or spoken",
+        )
 
     @can_return_tuple
     def forward(
@@ -397,6 +572,10 @@ class EagleModel(EaglePreTrainedModel):
         image_sizes: torch.LongTensor | None = None,
         input_features: torch.FloatTensor | None = None,
         input_features_mask: torch.Tensor | None = None,
+        audio_transcript_ids: torch.LongTensor | None = None,
+        audio_transcript_mask: torch.Tensor | None = None,
+        image_hidden_states: torch.FloatTensor | None = None,
+        audio_hidden_states: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | EagleModelOutputWithPast:
@@ -409,24 +588,42 @@ class EagleModel(EaglePreTrainedModel):
             image_sizes: not needed here; accepted because the processor gives it.
             input_features: (W, mels, 3000), the 30 s windows of all samples in order of appearance.
             input_features_mask: (W, 3000), see `get_audio_features`.
+            audio_transcript_ids, audio_transcript_mask: (W, L), decoder mode only, see `get_audio_features`; the text holds
+                as many placeholders as the mask has ones. (Only `generate` takes sound without its transcript.)
+            image_hidden_states, audio_hidden_states: (n, D), the projected media where they are known already, instead of
+                pixel_values and input_features.
 
         Raises:
-            ValueError: both or none of `input_ids` and `inputs_embeds`; counts of placeholders and media that differ.
+            ValueError: both or none of `input_ids` and `inputs_embeds`; counts of placeholders and media that differ;
+                pictures without text or sound; decoder mode without transcript; more tokens than the context holds.
+            TypeError: an argument that nobody knows.
         """
+        reject_unknown_arguments(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+        if inputs_embeds.shape[1] > self.config.text_config.max_position_embeddings:
+            raise ValueError(context_error(inputs_embeds.shape[1], self.config))
 
-        image_features = audio_features = None
         if pixel_values is not None:
-            image_features = self.get_image_features(pixel_values, return_dict=True).pooler_output.flatten(0, 1)
-            mask = self.placeholder_mask(input_ids, inputs_embeds, self.config.image_token_id)
-            inputs_embeds = self.merge(inputs_embeds, mask, image_features, "image")
+            image_hidden_states = self.get_image_features(pixel_values, return_dict=True).pooler_output.flatten(0, 1)
         if input_features is not None:
-            audio_features = self.get_audio_features(input_features, input_features_mask, return_dict=True).pooler_output
-            mask = self.placeholder_mask(input_ids, inputs_embeds, self.config.audio_token_id)
-            inputs_embeds = self.merge(inputs_embeds, mask, audio_features, "audio")
+            if self.config.audio_token_source == "decoder" and audio_transcript_ids is None:
+                raise ValueError(
+                    "audio_token_source is 'decoder': forward needs audio_transcript_ids and audio_transcript_mask; "
+                    "generate() has the audio tower write them"
+                )
+            audio_hidden_states = self.get_audio_features(
+                input_features, input_features_mask, audio_transcript_ids, audio_transcript_mask, return_dict=True
+            ).pooler_output
+        is_prefill = past_key_values is None or (inputs_embeds.shape[1] > 1 and past_key_values.get_seq_length() == 0)
+        if input_ids is not None and is_prefill:
+            self.check_request(input_ids, attention_mask, image_hidden_states, audio_hidden_states)
+        if image_hidden_states is not None:
+            inputs_embeds = self.merge(input_ids, inputs_embeds, image_hidden_states, "image")
+        if audio_hidden_states is not None:
+            inputs_embeds = self.merge(input_ids, inputs_embeds, audio_hidden_states, "audio")
 
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -436,7 +633,9 @@ class EagleModel(EaglePreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
-        return EagleModelOutputWithPast(**outputs, image_hidden_states=image_features, audio_hidden_states=audio_features)
+        return EagleModelOutputWithPast(
+            **outputs, image_hidden_states=image_hidden_states, audio_hidden_states=audio_hidden_states
+        )
 
 
 class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
@@ -458,8 +657,8 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]):
         return self.model.get_image_features(pixel_values, **kwargs)
 
-    def get_audio_features(self, input_features: torch.Tensor, input_features_mask=None, **kwargs):
-        return self.model.get_audio_features(input_features, input_features_mask, **kwargs)
+    def get_audio_features(self, input_features: torch.Tensor, *args, **kwargs: Unpack[TransformersKwargs]):
+        return self.model.get_audio_features(input_features, *args, **kwargs)
 
     def merge_factors(self):
         """Multiplies the image projector's factors out, in place and in the configuration; call before quantization."""
@@ -478,6 +677,10 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
         image_sizes: torch.LongTensor | None = None,
         input_features: torch.FloatTensor | None = None,
         input_features_mask: torch.Tensor | None = None,
+        audio_transcript_ids: torch.LongTensor | None = None,
+        audio_transcript_mask: torch.Tensor | None = None,
+        image_hidden_states: torch.FloatTensor | None = None,
+        audio_hidden_states: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -495,6 +698,10 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
             image_sizes=image_sizes,
             input_features=input_features,
             input_features_mask=input_features_mask,
+            audio_transcript_ids=audio_transcript_ids,
+            audio_transcript_mask=audio_transcript_mask,
+            image_hidden_states=image_hidden_states,
+            audio_hidden_states=audio_hidden_states,
             use_cache=use_cache,
             return_dict=True,
             **kwargs,
@@ -513,6 +720,182 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
             image_hidden_states=outputs.image_hidden_states,
             audio_hidden_states=outputs.audio_hidden_states,
         )
+
+    # Generation
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        generation_config=None,
+        generation_mode: str | None = None,
+        return_transcript: bool = False,
+        **kwargs,
+    ):
+        """transformers' `generate`, with media. Every medium is encoded once, whatever the number of beams.
+
+        Args:
+            inputs: `input_ids` (B, T), also accepted under that name.
+            generation_mode: "text" or None; speech needs a speech decoder.
+            return_transcript: decoder mode: also return what the audio tower heard.
+            kwargs: the inputs of `forward` and the options of transformers' `generate`.
+
+        In decoder mode without `audio_transcript_ids` the tower writes the transcript. The text then holds **one** audio
+        placeholder for each window, between its `<audio>` and `</audio>`; each is expanded to the number of tokens of its
+        window's transcript (none for silence) before the language model reads it. Given transcripts come with
+        placeholders already expanded.
+
+        Returns:
+            ids (B * num_return_sequences, T + new), the prompt as it was given; with `return_dict_in_generate=True`
+            transformers' output, whose cache covers the expanded prompt. With `return_transcript` (ids, transcript ids
+            (W, L)), right-padded with the audio tower's end token, or the output with `audio_transcript_ids` in it.
+
+        Raises:
+            ValueError: as `forward`; a prompt that fills the context; no speech decoder; no transcript to return.
+        """
+        if generation_mode not in (None, "text"):
+            raise ValueError(f"generation_mode is {generation_mode!r}, but the model has no speech decoder; use 'text'")
+        kwargs.pop("image_sizes", None)
+        prompt = kwargs.pop("input_ids") if inputs is None and "input_ids" in kwargs else inputs
+        input_ids, transcript = self.encode_media(prompt, kwargs)
+        if return_transcript and transcript is None:
+            raise ValueError("return_transcript needs input_features and a model with audio_token_source 'decoder'")
+        outputs = super().generate(input_ids, generation_config, **kwargs)
+        if input_ids is not prompt:
+            outputs = restore_prompt(outputs, prompt, input_ids.shape[1])
+        if not return_transcript:
+            return outputs
+        if isinstance(outputs, torch.Tensor):
+            return outputs, transcript
+        outputs["audio_transcript_ids"] = transcript
+        return outputs
+
+    def encode_media(self, input_ids: torch.LongTensor | None, kwargs: dict):
+        """Replaces the media among generate's `kwargs` by their tokens. Returns the prompt, expanded where the audio tower
+        wrote the transcript, and in decoder mode the transcript's ids (W, L), else None."""
+        if (pixel_values := kwargs.pop("pixel_values", None)) is not None:
+            features = self.get_image_features(pixel_values, return_dict=True).pooler_output
+            kwargs["image_hidden_states"] = features.flatten(0, 1)
+        names = ("input_features_mask", "audio_transcript_ids", "audio_transcript_mask")
+        audio_kwargs = {name: kwargs.pop(name, None) for name in names}
+        audio = None
+        if (input_features := kwargs.pop("input_features", None)) is not None:
+            audio = self.get_audio_features(input_features, **audio_kwargs, return_dict=True)
+            kwargs["audio_hidden_states"] = audio.pooler_output
+        if audio is None or audio.audio_transcript_ids is None:
+            return input_ids, None
+        mask, end = audio.audio_transcript_mask, self.config.audio_config.eos_token_id
+        if audio_kwargs["audio_transcript_ids"] is None:
+            input_ids, kwargs["attention_mask"] = self.expand_placeholders(
+                input_ids, kwargs.get("attention_mask"), mask.sum(-1)
+            )
+        return input_ids, audio.audio_transcript_ids.where(mask.bool(), end)
+
+    def expand_placeholders(self, input_ids, attention_mask, counts: torch.LongTensor):
+        """Repeats the i-th audio placeholder of the batch `counts[i]` times; (B, T) -> left-padded (B, longest) ids, mask."""
+        if input_ids is None:
+            raise ValueError(
+                "the audio tower's own transcript needs input_ids, in which its placeholders can be expanded"
+            )
+        placeholders = input_ids == self.config.audio_token_id
+        if placeholders.sum() != len(counts):
+            raise ValueError(
+                f"the text holds {int(placeholders.sum())} audio placeholders for {len(counts)} audio windows; before the "
+                "transcript is known it must hold one a window"
+            )
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        repeats = torch.ones_like(input_ids).masked_scatter(placeholders, counts.to(input_ids))
+        pad = self.config.text_config.pad_token_id or 0
+        return tuple(
+            pad_sequence(
+                [row.repeat_interleave(times) for row, times in zip(rows, repeats)],
+                batch_first=True,
+                padding_value=padding,
+                padding_side="left",
+            )
+            for rows, padding in ((input_ids, pad), (attention_mask, 0))
+        )
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """The media tokens of a sample are repeated together; the generic expansion would repeat token by token."""
+        kinds = [kind for kind in ("image", "audio") if model_kwargs.get(f"{kind}_hidden_states") is not None]
+        media = {kind: model_kwargs.pop(f"{kind}_hidden_states") for kind in kinds}
+        for kind, features in media.items():
+            if expand_size > 1:
+                mask = self.model.placeholder_mask(input_ids, model_kwargs.get("inputs_embeds"), kind)
+                check_counts(mask, features, kind)
+                samples = features.split(mask.sum(-1).tolist())
+                media[kind] = torch.cat([sample for sample in samples for _ in range(expand_size)])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return input_ids, model_kwargs | {f"{kind}_hidden_states": features for kind, features in media.items()}
+
+    def _prepare_generated_length(self, generation_config, model_input_name, input_ids_length, inputs_tensor, **kwargs):
+        """Generation ends where the context does."""
+        generation_config = super()._prepare_generated_length(
+            generation_config,
+            model_input_name=model_input_name,
+            input_ids_length=input_ids_length,
+            inputs_tensor=inputs_tensor,
+            **kwargs,
+        )
+        prompt_length = inputs_tensor.shape[1] if model_input_name == "inputs_embeds" else input_ids_length
+        room = self.config.text_config.max_position_embeddings - prompt_length
+        if room <= 0:
+            raise ValueError(context_error(prompt_length, self.config))
+        generation_config.max_length = min(generation_config.max_length, input_ids_length + room)
+        return generation_config
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        is_first_iteration: bool = False,
+        image_hidden_states: torch.FloatTensor | None = None,
+        audio_hidden_states: torch.FloatTensor | None = None,
+        **kwargs,
+    ):
+        """transformers' own, with media tokens in the first step (and in every one without a cache)."""
+        if self.crosses_longrope_switch(input_ids, past_key_values):
+            # The cached keys were rotated with the short factors: start over with the long ones, as Phi3ForCausalLM does.
+            past_key_values, next_sequence_length, is_first_iteration = None, None, True
+            if inputs_embeds is not None:
+                written = self.get_input_embeddings()(input_ids[:, inputs_embeds.shape[1] :])
+                inputs_embeds = torch.cat([inputs_embeds, written], dim=1)
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            model_inputs["image_hidden_states"] = image_hidden_states
+            model_inputs["audio_hidden_states"] = audio_hidden_states
+        return model_inputs
+
+    def crosses_longrope_switch(self, input_ids: torch.LongTensor, past_key_values: Cache | None) -> bool:
+        text = self.config.text_config
+        if past_key_values is None or (getattr(text, "rope_parameters", None) or {}).get("rope_type") != "longrope":
+            return False
+        return 0 < past_key_values.get_seq_length() <= text.original_max_position_embeddings < input_ids.shape[1]
+
+
+def restore_prompt(outputs, prompt: torch.LongTensor, expanded_length: int):
+    """Puts the prompt as it was given in place of the expanded one: callers cut off what they passed in."""
+    sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
+    given = prompt.repeat_interleave(sequences.shape[0] // prompt.shape[0], dim=0).to(sequences.device)
+    sequences = torch.cat([given, sequences[:, expanded_length:]], dim=1)
+    if isinstance(outputs, torch.Tensor):
+        return sequences
+    outputs["sequences"] = sequences
+    return outputs
 
 
 EagleModel.register_for_auto_class("AutoModel")  # save_pretrained copies this file and its siblings
