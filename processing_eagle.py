@@ -10,6 +10,7 @@ in the model: `<image>` 128 placeholders `</image>` a crop, `<audio>` N placehol
 video is its frames as pictures, each after its time, and then its sound track.
 """
 
+import base64
 import json
 import math
 import os
@@ -114,8 +115,8 @@ class EagleProcessor(ProcessorMixin):
         outputs = super().apply_chat_template(
             self.load_media(conversation, rate), *args, tokenize=True, processor_kwargs=processor_kwargs, **kwargs
         )
-        if "assistant_masks" in outputs and isinstance(outputs["input_ids"], torch.Tensor):
-            outputs["assistant_masks"] = torch.tensor(outputs["assistant_masks"])
+        if kwargs.get("return_assistant_tokens_mask") and isinstance(outputs["input_ids"], torch.Tensor):
+            outputs["assistant_masks"] = torch.as_tensor(outputs["assistant_masks"])
         return outputs
 
     def load_media(self, conversation, sampling_rate=None):
@@ -132,10 +133,15 @@ class EagleProcessor(ProcessorMixin):
 
     def load_part(self, part, sampling_rate=None):
         """The parts that one part of a message's content becomes: itself, or what a video is made of."""
-        medium = next((part[key] for key in (part["type"], "url", "path") if part.get(key) is not None), None)
-        if medium is None or part["type"] not in ("audio", "video"):
+        kind = part["type"]
+        medium = next((part[key] for key in (kind, "url", "path") if part.get(key) is not None), None)
+        if part.get("base64") is not None:
+            medium = base64.b64decode(part["base64"])
+        if medium is None or kind not in ("image", "audio", "video"):
             return [part]
-        if part["type"] == "audio":
+        if kind == "image":
+            return [{"type": "image", "image": medium}]
+        if kind == "audio":
             return [{"type": "audio", "audio": self.load_audio(medium, part.get("sampling_rate") or sampling_rate)}]
         frames, times, track = self.load_video(medium)
         parts = []
@@ -180,7 +186,7 @@ class EagleProcessor(ProcessorMixin):
 
     def splice_videos(self, text, images, videos, audio):
         """Replace each `<|video_pad|>` by its frames' times and pictures and its sound; media end up in text order."""
-        found = sum(sample.count(VIDEO_TOKEN) for sample in text)
+        found = sum(sample.count(VIDEO_TOKEN) for sample in text or [])
         if found != len(videos):
             raise ValueError(f"The text holds {found} {VIDEO_TOKEN} but {len(videos)} videos were given.")
         pending = {IMAGE_TOKEN: iter(images), AUDIO_TOKEN: iter(audio), VIDEO_TOKEN: iter(videos)}
