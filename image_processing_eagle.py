@@ -118,10 +118,10 @@ class EagleImageProcessor(BaseImageProcessor):
         """
         arrays = [self.to_rgb(image) for image in flatten(self.fetch_images(images))]
         crops = [self.cut(array, image_layout, max_crops) for array in arrays]
-        pixels = torch.from_numpy(np.concatenate(crops)).to(device).permute(0, 3, 1, 2).float()
+        pixels = torch.from_numpy(np.concatenate(crops)).to(device).permute(0, 3, 1, 2).contiguous().float()
         mean, std = torch.tensor([self.image_mean, self.image_std], device=pixels.device)[:, :, None, None]
         sizes = torch.tensor([array.shape[:2] for array in arrays])
-        data = {"pixel_values": (pixels / 255 - mean) / std, "image_sizes": sizes}
+        data = {"pixel_values": pixels.div_(255 * std).sub_(mean / std), "image_sizes": sizes}
         return BatchFeature(data, tensor_type=return_tensors)
 
     def to_rgb(self, image):

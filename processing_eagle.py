@@ -111,9 +111,15 @@ class EagleProcessor(ProcessorMixin):
         if not tokenize:
             return super().apply_chat_template(conversation, *args, tokenize=False, **kwargs)
         processor_kwargs = dict(processor_kwargs or {})
-        rate = processor_kwargs.pop("sampling_rate", None)
+        audio_kwargs = dict(processor_kwargs.pop("audio_kwargs", {}))
+        rates = [options.pop("sampling_rate", None) for options in (kwargs, processor_kwargs, audio_kwargs)]
+        rate = next(filter(None, rates), None)  # of the arrays given; from here on all sound is at the model's
         outputs = super().apply_chat_template(
-            self.load_media(conversation, rate), *args, tokenize=True, processor_kwargs=processor_kwargs, **kwargs
+            self.load_media(conversation, rate),
+            *args,
+            tokenize=True,
+            processor_kwargs={**processor_kwargs, "audio_kwargs": audio_kwargs},
+            **kwargs,
         )
         if kwargs.get("return_assistant_tokens_mask") and isinstance(outputs["input_ids"], torch.Tensor):
             outputs["assistant_masks"] = torch.as_tensor(outputs["assistant_masks"])
@@ -175,28 +181,27 @@ class EagleProcessor(ProcessorMixin):
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Load every medium, into flat lists in order of appearance, and splice the videos in. Called by the base."""
-        text = [text] if isinstance(text, str) else text
+        text = [text] if isinstance(text, str) else text and list(text)  # a copy: the base class writes into it
         images = None if images is None else flatten(self.image_processor.fetch_images(images))
         if audio is not None:
             rate = kwargs.get("sampling_rate") or kwargs.get("audio_kwargs", {}).get("sampling_rate")
             audio = [self.load_audio(sound, rate) for sound in flat_audio(audio)]
-        if videos is not None:
-            text, images, audio = self.splice_videos(text, images or [], flat_videos(videos), audio or [])
+        videos = None if videos is None else flat_videos(videos)
+        check_counts(text, {IMAGE_TOKEN: images, AUDIO_TOKEN: audio, VIDEO_TOKEN: videos})
+        if videos:
+            text, images, audio = self.splice_videos(text, images or [], videos, audio or [])
         return images or None, text, None, audio or None
 
     def splice_videos(self, text, images, videos, audio):
         """Replace each `<|video_pad|>` by its frames' times and pictures and its sound; media end up in text order."""
-        found = sum(sample.count(VIDEO_TOKEN) for sample in text or [])
-        if found != len(videos):
-            raise ValueError(f"The text holds {found} {VIDEO_TOKEN} but {len(videos)} videos were given.")
         pending = {IMAGE_TOKEN: iter(images), AUDIO_TOKEN: iter(audio), VIDEO_TOKEN: iter(videos)}
         placed = {IMAGE_TOKEN: [], AUDIO_TOKEN: []}
 
         def place(match):
             token = match.group()
-            medium = next(pending[token], None)
-            if medium is None or token != VIDEO_TOKEN:
-                placed[token] += [] if medium is None else [medium]
+            medium = next(pending[token])
+            if token != VIDEO_TOKEN:
+                placed[token].append(medium)
                 return token
             frames, times, track = self.load_video(medium)
             placed[IMAGE_TOKEN] += frames
@@ -205,20 +210,18 @@ class EagleProcessor(ProcessorMixin):
 
         tokens = "|".join(map(re.escape, pending))
         text = [re.sub(tokens, place, sample) for sample in text]
-        return text, placed[IMAGE_TOKEN] + list(pending[IMAGE_TOKEN]), placed[AUDIO_TOKEN] + list(pending[AUDIO_TOKEN])
+        return text, placed[IMAGE_TOKEN], placed[AUDIO_TOKEN]
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        """Check counts (the base does) and that no sample is a picture alone."""
+        """Check that no conversation is a picture alone, besides what the base class checks."""
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
         for sample in text or []:
+            if "<|user|>" not in sample or IMAGE_TOKEN not in sample:
+                continue  # serving engines measure bare placeholders
             said = re.sub(r"<\|system\|>.*?<\|end\|>", "", sample, flags=re.DOTALL)
-            said = re.sub(rf"(\d+\.\ds )?{re.escape(IMAGE_TOKEN)}|<\|[a-z_/]+\|>", self.keep_audio, said)
-            if IMAGE_TOKEN in sample and not said.strip():
+            said = re.sub(r"(\d+\.\ds )?<\|image_pad\|>|<\|(?!audio_pad)[a-z_/]+\|>", "", said)
+            if not said.strip():
                 raise ValueError("A picture alone asks nothing: give text or sound with it.")
-
-    @staticmethod
-    def keep_audio(match):
-        return match.group() if match.group() == AUDIO_TOKEN else ""
 
     def check_length(self, input_ids):
         longest = max(len(ids) for ids in input_ids)
@@ -437,6 +440,14 @@ class EagleProcessor(ProcessorMixin):
 def check_choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; use {' or '.join(map(repr, choices))}.")
+
+
+def check_counts(text, media):
+    """Refuse media without a placeholder and placeholders without a medium; text may be missing where no video is."""
+    for token, given in media.items():
+        found = sum(sample.count(token) for sample in text or [])
+        if found != len(given or []) and (text is not None or token == VIDEO_TOKEN):
+            raise ValueError(f"The text holds {found} {token}, but {len(given or [])} such media were given.")
 
 
 def parse_tool_call(text, closed):

@@ -221,6 +221,12 @@ def test_offsets_of_replacements_are_there_for_serving_engines():
     assert (offset["type"], offset["span"], offset["replacement"]) == ("image", (1, 1 + len(IMAGE)), CROP)
 
 
+def test_the_callers_text_stays_as_it_was():
+    text = [f"a{IMAGE}"]
+    PROCESSOR(text=text, images=picture())
+    assert text == [f"a{IMAGE}"]
+
+
 def test_tools_reach_the_prompt():
     tool = {"type": "function", "function": {"name": "open_door", "parameters": {}}}
     inputs = chat(user(ASK), tools=[tool])
@@ -272,6 +278,17 @@ def test_any_rate_and_channel_count(rate, tmp_path):
         np.testing.assert_allclose(PROCESSOR.load_audio(source), expected, atol=1e-6)
     inputs = PROCESSOR(text=AUDIO, audio=stereo, sampling_rate=rate)
     assert torch.equal(inputs.input_features, PROCESSOR(text=AUDIO, audio=expected).input_features)
+
+
+def test_the_rate_of_arrays_in_a_conversation_may_be_given_in_each_place():
+    sound = tone(1, 8000)
+    expected = PROCESSOR(text=AUDIO, audio=sound, sampling_rate=8000).input_features
+    messages = user({"type": "audio", "audio": sound})
+    options = {"sampling_rate": 8000}
+    assert torch.equal(PROCESSOR(text=AUDIO, audio=sound, audio_kwargs=options).input_features, expected)
+    assert torch.equal(chat(messages, processor_kwargs=options).input_features, expected)
+    assert torch.equal(chat(messages, processor_kwargs={"audio_kwargs": options}).input_features, expected)
+    assert torch.equal(chat(user({"type": "audio", "audio": sound, **options})).input_features, expected)
 
 
 @pytest.mark.parametrize("format", ["FLAC", "OGG", "MP3"])
