@@ -153,7 +153,7 @@ class EagleResampler(nn.Module):
     def merge_factors(self):
         """Replaces every factored matrix by its product: what is quantized and shipped."""
         for name, module in list(self.named_children()):
-            if hasattr(module, "merged"):
+            if isinstance(module, EagleFactoredLinear):
                 setattr(self, name, module.merged())
 
 
@@ -540,10 +540,10 @@ class EagleModel(EaglePreTrainedModel):
         return inputs_embeds.masked_scatter(mask[..., None], features.to(inputs_embeds))
 
     def check_request(self, input_ids, attention_mask, image_hidden_states, audio_hidden_states):
-        """Raises ValueError for placeholders without media and for pictures that come with neither text nor sound."""
+        """Raises ValueError where placeholders and media differ in number, and for pictures with neither text nor sound."""
         for kind, features in (("image", image_hidden_states), ("audio", audio_hidden_states)):
-            if features is None:
-                check_counts(self.placeholder_mask(input_ids, None, kind), torch.empty(0), kind)
+            mask = self.placeholder_mask(input_ids, None, kind)
+            check_counts(mask, torch.empty(0) if features is None else features, kind)
         if image_hidden_states is None:
             return
         text = self.config.text_config
@@ -760,6 +760,9 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
         input_ids, transcript = self.encode_media(prompt, kwargs)
         if return_transcript and transcript is None:
             raise ValueError("return_transcript needs input_features and a model with audio_token_source 'decoder'")
+        if input_ids is not None and kwargs.get("past_key_values") is None and kwargs.get("inputs_embeds") is None:
+            media = (kwargs.get("image_hidden_states"), kwargs.get("audio_hidden_states"))
+            self.model.check_request(input_ids, kwargs.get("attention_mask"), *media)
         outputs = super().generate(input_ids, generation_config, **kwargs)
         if input_ids is not prompt:
             outputs = restore_prompt(outputs, prompt, input_ids.shape[1])

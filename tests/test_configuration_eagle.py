@@ -35,7 +35,10 @@ IMPOSSIBLE = [
     ({"num_image_tokens": 0}, ["num_image_tokens is 0", "at least 1"]),
     ({"text_config": {"hidden_size": 192}}, ["resampler", "hidden_size is 192", "multiple of 128"]),
     ({"image_projector_rank": 64}, ["image_projector_rank is 64", "at least 128"]),
-    ({"image_projector_rank": 256, "text_config": {"hidden_size": 256}}, ["image_projector_rank is 256", "below", "256"]),
+    (
+        {"image_projector_rank": 256, "text_config": {"hidden_size": 256}},
+        ["image_projector_rank is 256", "below", "256"],
+    ),
     (
         {"image_projector_type": "mlp2x_gelu", "image_projector_rank": 128, "num_image_tokens": 16},
         ["image_projector_rank is 128", "mlp2x_gelu", "null"],
@@ -93,7 +96,9 @@ def test_parts_are_optional_and_the_default_is_a_phi3_without_eyes_and_ears():
 
 def test_tie_word_embeddings_of_the_top_level_rules(tiny_config):
     assert tiny_config(text_config={"tie_word_embeddings": True}).tie_word_embeddings is True
-    assert tiny_config(text_config={"tie_word_embeddings": True}, tie_word_embeddings=False).tie_word_embeddings is False
+    assert (
+        tiny_config(text_config={"tie_word_embeddings": True}, tie_word_embeddings=False).tie_word_embeddings is False
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
