@@ -95,7 +95,7 @@ def start_local(tower: nn.Module) -> None:
     """Sine/cosine position codes and queries and keys that are nearly the identity: each patch first looks around itself."""
     for name, parameter in tower.named_parameters():
         if name.endswith("position_embedding.weight"):
-            parameter[1:] = 0.3 * grid_code(parameter.shape[0] - 1, parameter.shape[1])  # row 0: class token
+            parameter[1:] = 0.5 * grid_code(parameter.shape[0] - 1, parameter.shape[1])  # row 0: class token
         elif name.endswith(("q_proj.weight", "k_proj.weight")):
             parameter.normal_(std=0.01)
             parameter += torch.eye(parameter.shape[0])
@@ -111,13 +111,10 @@ def grid_code(positions: int, width: int) -> torch.Tensor:
 
 
 def picture_batch(rng: random.Random, size: int, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """`size` normalised crops (N, 3, 336, 336) float32 and their targets.
-
-    At first all are pages of text, which teach the most per patch; the share falls to 0.3 at `progress` 1.
-    """
+    """`size` normalised crops (N, 3, 336, 336) float32 and their targets."""
     crops = []
     while len(crops) < size:
-        crops += dense.picture_crops(rng, dense.random_picture(rng, pages=1 - 0.7 * progress))
+        crops += dense.picture_crops(rng, dense.random_picture(rng, progress))
     crops = crops[:size]
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image, _ in crops])).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))

@@ -72,11 +72,15 @@ _WORD = {w: i + 1 for i, w in enumerate(SPOKEN)}
 # ------------------------------------------------------------------------------------------------ pictures
 
 
-def random_picture(rng: random.Random, pages: float) -> Picture:
-    """A page of text with probability `pages`, else a sign, a scene or a chart, all of the training split."""
+def random_picture(rng: random.Random, progress: float) -> Picture:
+    """A picture of the training split for a tower that has come this far (0 to 1).
+
+    At first all are pages of black and white text, which teach the most per patch; colours have come in fully halfway,
+    signs, scenes and charts make up 70 % in the end.
+    """
     kind = rng.choices(("sign", "scene", "chart"), (0.3, 0.3, 0.4))[0]
-    if rng.random() < pages:
-        return page(rng, [random_text(rng) for _ in range(60)])
+    if rng.random() > 0.7 * progress:
+        return page(rng, [random_text(rng) for _ in range(60)], vivid=2 * progress)
     if kind == "sign":
         words = random_words(rng, "train") if rng.random() < 0.5 else (random_code(rng, "train"),)
         return sign(rng, tuple(random_case(rng, word) for word in words), "train")

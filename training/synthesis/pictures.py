@@ -205,15 +205,20 @@ def random_case(rng: random.Random, text: str) -> str:
     return rng.choice((str.lower, str.upper, str.title))(text)
 
 
-def page(rng: random.Random, texts: list[str]) -> Picture:
+def page(rng: random.Random, texts: list[str], vivid: float) -> Picture:
     """A crop full of text lines in mixed sizes and typefaces (training fonts only): the reading tower's first diet.
 
-    `texts` are cycled through until the page is full. A third of the pages are drawn at another size and
-    resized to the crop, as the image processor will do with pictures that do not measure 336 pixels.
+    `texts` are cycled through until the page is full. A share `vivid` of the pages is coloured like signs, the others
+    are black on white or white on black. A third is drawn at another size and resized to the crop, as the image
+    processor will do with pictures that do not measure 336 pixels.
     """
     side = round(CROP / rng.choice((1, 1, rng.uniform(0.7, 2.0))))
-    paper, ink = random_colours(rng)
-    picture = Picture(background(rng, side, side, paper))
+    if rng.random() < vivid:
+        paper, ink = random_colours(rng)
+        picture = Picture(background(rng, side, side, paper))
+    else:
+        paper, ink = rng.choice((((255,) * 3, (0,) * 3), ((0,) * 3, (255,) * 3)))
+        picture = Picture(Image.new("RGB", (side, side), paper))
     draw = ImageDraw.Draw(picture.image)
     y, line = rng.uniform(-4, 10), 0
     while y < side:
