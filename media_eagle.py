@@ -168,7 +168,7 @@ def shown_at(times, decoded, stream, name):
     frames, shown, count = [], None, 0
     for frame in decoded:
         while shown is not None and len(frames) < len(times) and frame.time > times[len(frames)]:
-            frames.append(shown.to_ndarray(format="rgb24"))
+            frames.append(upright(shown))
         if len(frames) == len(times):
             return frames
         shown, count = frame, count + 1
@@ -176,7 +176,12 @@ def shown_at(times, decoded, stream, name):
         raise ValueError(f"Video {name} is damaged: no picture can be decoded.")
     if len(times) > 1 and count < 0.9 * stream.frames:
         raise ValueError(f"Video {name} is cut off: {count} of {stream.frames} pictures are there.")
-    return frames + [shown.to_ndarray(format="rgb24")] * (len(times) - len(frames))
+    return frames + [upright(shown)] * (len(times) - len(frames))
+
+
+def upright(frame):
+    """A decoded frame as uint8 (h, w, 3), turned as its file asks: a phone films upright by a note in the header."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
 def read_track(container):

@@ -20,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 from transformers.processing_utils import AudioKwargs, ImagesKwargs, MultiModalData, ProcessingKwargs, ProcessorMixin
 
@@ -346,7 +347,7 @@ class EagleProcessor(ProcessorMixin):
         }
 
     def encode_transcripts(self, transcripts, num_windows):
-        """Token ids of what each window says, right-padded, and their mask."""
+        """Token ids of what each window says, right-padded, and their mask; Whisper writes a space first, so we do."""
         if self.transcript_tokenizer is None:
             raise ValueError("audio_transcripts need audio_token_source 'decoder' and a transcript_tokenizer.")
         transcripts = [[said] if isinstance(said, str) else list(said) for said in transcripts]
@@ -355,12 +356,11 @@ class EagleProcessor(ProcessorMixin):
             raise ValueError(
                 f"audio_transcripts has {given} strings for sounds of {num_windows} windows of 30 s: give one a window."
             )
-        lines = [line for said in transcripts for line in said]
-        ids = self.transcript_tokenizer(lines, add_special_tokens=False).input_ids
-        longest = max(map(len, ids))
-        mask = torch.tensor([[1] * len(line) + [0] * (longest - len(line)) for line in ids])
-        padded = torch.tensor([line + [0] * (longest - len(line)) for line in ids])
-        return {"audio_transcript_ids": padded, "audio_transcript_mask": mask}
+        lines = [f" {line.strip()}" if line.strip() else "" for said in transcripts for line in said]
+        ids = [torch.tensor(line) for line in self.transcript_tokenizer(lines, add_special_tokens=False).input_ids]
+        padded = pad_sequence(ids, True, self.transcript_tokenizer.eos_token_id).long()
+        mask = torch.arange(padded.shape[1]) < torch.tensor([len(line) for line in ids])[:, None]
+        return {"audio_transcript_ids": padded, "audio_transcript_mask": mask.long()}
 
     # Video
 

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -124,8 +125,10 @@ def test_decoder_mode_takes_one_placeholder_a_window_or_one_a_transcript_token()
     inputs = processor(text=f"{AUDIO} and {AUDIO}", audio=[tone(31), tone(1)], audio_transcripts=said)
     assert TOKENIZER.decode(inputs.input_ids[0]) == audio_span(3, 1) + " and " + audio_span(2)
     assert inputs.audio_transcript_mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
-    rows = [ids[mask.bool()] for ids, mask in zip(inputs.audio_transcript_ids, inputs.audio_transcript_mask)]
-    assert [TOKENIZER.decode(row) for row in rows] == ["open the door", "now", "yes please"]
+    written = [" open the door", " now<|end|><|end|>", " yes please<|end|>"]
+    assert TOKENIZER.batch_decode(inputs.audio_transcript_ids) == written
+    silent = processor(text=f"{AUDIO} hm", audio=tone(1), audio_transcripts=[""])
+    assert silent.audio_transcript_ids.shape == (1, 0) and AUDIO not in TOKENIZER.decode(silent.input_ids[0])
     assert processor.get_num_audio_tokens(480000) == 1
     with pytest.raises(ValueError, match=r"\[1\] strings for sounds of \[2\] windows"):
         processor(text=AUDIO, audio=tone(31), audio_transcripts=["one"])
@@ -412,6 +415,23 @@ def test_long_videos_are_sampled_uniformly_by_seeking(tmp_path):
     assert [frame[168, 168, 0] for frame in frames] == pytest.approx([6 * int(time // 10) for time in times], abs=4)
     frames, times, _ = build(video_fps=0.25).load_video(path)
     assert len(times) == 32 and times[1] - times[0] == 12.5
+
+
+def test_videos_of_a_turned_phone_are_turned_upright(tmp_path):
+    quarters = np.zeros((64, 96, 3), np.uint8)
+    quarters[:32, :48], quarters[:32, 48:], quarters[32:, :48] = RED, GREEN, BLUE
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        frames = [av.VideoFrame.from_ndarray(quarters, format="rgb24") for _ in range(10)]
+        container.mux([packet for frame in [*frames, None] for packet in stream.encode(frame)])
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44  # in the track's header: nine numbers, here those of a quarter turn to the right
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30)
+    (frame,), _, _ = PROCESSOR.load_video(bytes(data))
+    corners = frame[100, 100], frame[100, 230], frame[230, 230]
+    np.testing.assert_allclose(corners, [BLUE, RED, GREEN], atol=12)
 
 
 def test_arrays_and_lists_of_pictures_are_videos_at_the_sampling_rate():
