@@ -34,6 +34,19 @@ class EagleArguments:
     rates: dict | str
 
 
+@dataclass
+class EagleSFTConfig(SFTConfig):
+    """TRL's SFTConfig with what our rows and this machine need."""
+
+    def __post_init__(self):
+        self.use_cpu = not torch.cuda.is_available()  # without it, bf16 is refused on a machine without a GPU
+        self.dataset_kwargs = {"skip_prepare_dataset": True}  # the collator does it all
+        self.remove_unused_columns = False
+        self.max_length = None
+        self.train_sampling_strategy = "sequential"  # the data set is drawn in order, one skill a batch
+        super().__post_init__()
+
+
 class EagleTrainer(SFTTrainer):
     """SFTTrainer with a learning rate per module."""
 
@@ -60,12 +73,8 @@ def freeze(model, rates: dict[str, float]) -> None:
 
 
 def main() -> None:
-    arguments, config = TrlParser((EagleArguments, SFTConfig)).parse_args_and_config()
+    arguments, config = TrlParser((EagleArguments, EagleSFTConfig)).parse_args_and_config()
     mix, rates = (json.loads(v) if isinstance(v, str) else v for v in (arguments.mix, arguments.rates))
-    config.use_cpu = not torch.cuda.is_available()  # without it, bf16 is refused on a machine without a GPU
-    config.dataset_kwargs, config.remove_unused_columns, config.max_length = {"skip_prepare_dataset": True}, False, None
-    config.train_sampling_strategy = "sequential"
-
     model = AutoModelForMultimodalLM.from_pretrained(arguments.model, trust_remote_code=True, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     freeze(model, rates)
@@ -74,7 +83,8 @@ def main() -> None:
     trainer = EagleTrainer(
         model, config, EagleCollator(processor), dataset, processing_class=processor, rates=rates
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None)
+    last = get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
     model.to(torch.bfloat16).save_pretrained(config.output_dir)
     processor.save_pretrained(config.output_dir)
 

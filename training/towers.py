@@ -44,7 +44,7 @@ class TowerConfig:
     steps: int = 20_000
     batch_size: int = 16
     learning_rate: float = 2e-3
-    muon_learning_rate: float = 2e-3
+    muon_learning_rate: float = 8e-3
     weight_decay: float = 0.01
     warmup_steps: int = 200
     decay_fraction: float = 0.3  # the last part of the steps, in which the learning rates fall to zero
@@ -87,6 +87,8 @@ def build_model(config: TowerConfig) -> nn.Module:
     torch.manual_seed(config.seed)
     model = EagleModel(eagle)
     start_local(getattr(model, MODULES[config.tower][0]))
+    if config.tower == "vision":
+        whiten(model.vision_tower.embeddings.patch_embedding)
     return model.train()
 
 
@@ -99,6 +101,23 @@ def start_local(tower: nn.Module) -> None:
         elif name.endswith(("q_proj.weight", "k_proj.weight")):
             parameter.normal_(std=0.01)
             parameter += torch.eye(parameter.shape[0])
+
+
+@torch.no_grad()
+def whiten(patch_embedding: nn.Conv2d) -> None:
+    """Sets the filters to the principal components of picture patches, scaled to unit variance.
+
+    Strokes then stand beside brightness, which fills most of a patch's variance and would drown them in a random start
+    (as in Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU").
+    """
+    rng = random.Random(0)
+    batches = [picture_batch(rng, 16, progress)[0] for progress in (0.0, 0.3, 0.6, 1.0)]
+    patches = torch.cat([F.unfold(b, dense.PATCH, stride=dense.PATCH).transpose(1, 2).flatten(0, 1) for b in batches])
+    centred = patches - patches.mean(0)
+    variances, components = torch.linalg.eigh(centred.T @ centred / len(centred))
+    filters = components / (variances + 1e-3).sqrt()
+    count = patch_embedding.weight.shape[0]
+    patch_embedding.weight.copy_(filters.T.flip(0)[:count].reshape(patch_embedding.weight.shape))
 
 
 def grid_code(positions: int, width: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ the 128 queries of the resampler pool at first. Per 30 s window: `frame_*` on th
 `token_word` on the 94 stacked tokens of 320 ms.
 """
 
+import math
 import random
 from dataclasses import replace
 
@@ -75,12 +76,13 @@ _WORD = {w: i + 1 for i, w in enumerate(SPOKEN)}
 def random_picture(rng: random.Random, progress: float) -> Picture:
     """A picture of the training split for a tower that has come this far (0 to 1).
 
-    At first all are pages of black and white text, which teach the most per patch; colours have come in fully halfway,
-    signs, scenes and charts make up 70 % in the end.
+    At first all are pages of small text in black and white, whose characters fill about a patch each; large text and
+    colours have come in fully halfway, signs, scenes and charts make up 70 % in the end.
     """
     kind = rng.choices(("sign", "scene", "chart"), (0.3, 0.3, 0.4))[0]
     if rng.random() > 0.7 * progress:
-        return page(rng, [random_text(rng) for _ in range(60)], vivid=2 * progress)
+        texts = [random_text(rng) for _ in range(60)]
+        return page(rng, texts, vivid=2 * progress, largest=round(min(64, 20 + 88 * progress)))
     if kind == "sign":
         words = random_words(rng, "train") if rng.random() < 0.5 else (random_code(rng, "train"),)
         return sign(rng, tuple(random_case(rng, word) for word in words), "train")
@@ -108,7 +110,7 @@ def picture_crops(rng: random.Random, picture: Picture) -> list[tuple[Image.Imag
     else:
         columns, rows = -(-width // CROP), -(-height // CROP)
         scale = min(columns * CROP / width, rows * CROP / height)
-        size = min(round(width * scale), columns * CROP), min(round(height * scale), rows * CROP)
+        size = min(math.ceil(width * scale), columns * CROP), min(math.ceil(height * scale), rows * CROP)
         left, top = (columns * CROP - size[0]) // 2, (rows * CROP - size[1]) // 2
         image = Image.new("RGB", (columns * CROP, rows * CROP))
         image.paste(picture.image.resize(size, Image.Resampling.BICUBIC), (left, top))

@@ -205,8 +205,8 @@ def random_case(rng: random.Random, text: str) -> str:
     return rng.choice((str.lower, str.upper, str.title))(text)
 
 
-def page(rng: random.Random, texts: list[str], vivid: float) -> Picture:
-    """A crop full of text lines in mixed sizes and typefaces (training fonts only): the reading tower's first diet.
+def page(rng: random.Random, texts: list[str], vivid: float, largest: int) -> Picture:
+    """A crop full of text lines, 14 to `largest` pixels, in mixed typefaces (training fonts only): a tower's first diet.
 
     `texts` are cycled through until the page is full. A share `vivid` of the pages is coloured like signs, the others
     are black on white or white on black. A third is drawn at another size and resized to the crop, as the image
@@ -222,7 +222,7 @@ def page(rng: random.Random, texts: list[str], vivid: float) -> Picture:
     draw = ImageDraw.Draw(picture.image)
     y, line = rng.uniform(-4, 10), 0
     while y < side:
-        size = random_size(rng)
+        size = random_size(rng, high=largest)
         _, font = choose_font(rng, "train", size)
         x = rng.uniform(-10, 30)
         while x < side:

@@ -6,11 +6,11 @@ eSpeak NG (GPL-3.0) makes training data only; nothing at run time imports it.
 Source of the calls: speak_lib.h of eSpeak NG 1.52.
 """
 
+import _ctypes
 import argparse
 import ctypes
 import random
 from dataclasses import dataclass
-from functools import cache
 
 import espeakng_loader
 import numpy as np
@@ -36,6 +36,9 @@ class _Event(ctypes.Structure):
     ]  # fmt: skip
 
 
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
 @dataclass
 class Utterance:
     """A spoken text: mono float32 at 16 kHz in [-1, 1]; `words` and `phonemes` as (text, start, end) in seconds."""
@@ -45,43 +48,40 @@ class Utterance:
     phonemes: list[tuple[str, float, float]]
 
 
-class _Engine:
-    """The one eSpeak NG of this process (its C library keeps global state)."""
+def synthesize(text: str, voice: str, parameters: dict[int, int]) -> tuple[np.ndarray, list[tuple], int]:
+    """(waveform float32, events, sampling rate) from an engine loaded for this text alone.
 
-    def __init__(self):
-        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+    eSpeak NG keeps phases and noise from one text to the next in static variables that no call resets; loading its
+    library anew (10 ms) makes the same text sound the same every time.
+    """
+    samples, events = [], []
+
+    def collect(chunk, count, batch) -> int:
+        if chunk and count:
+            samples.append(np.ctypeslib.as_array(chunk, (count,)).copy())
+        for i in range(10**6):
+            event = batch[i]
+            if not event.type:
+                return 0
+            events.append((event.type, event.text_position, event.length, event.audio_position / 1000, event.id))
+
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    try:
         # 2: AUDIO_OUTPUT_SYNCHRONOUS; option 1: phoneme events. Mode 1 (retrieval) cuts long texts short.
-        self.rate = self.library.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 1)
-        callback = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-        )
-        self._callback = callback(self._collect)  # kept, or it would be collected as garbage
-        self.library.espeak_SetSynthCallback(self._callback)
-
-    def _collect(self, samples, count, events) -> int:
-        if samples and count:
-            self.samples.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        i = 0
-        while events[i].type:
-            event = events[i]
-            self.events.append((event.type, event.text_position, event.length, event.audio_position / 1000, event.id))
-            i += 1
-        return 0
-
-    def synthesize(self, text: str, voice: str, parameters: dict[int, int]):
-        self.samples, self.events = [], []
-        if self.library.espeak_SetVoiceByName(voice.encode()):
+        rate = library.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 1)
+        callback = _CALLBACK(collect)
+        library.espeak_SetSynthCallback(callback)
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        if library.espeak_SetVoiceByName(voice.encode()):
             raise ValueError(f"eSpeak NG has no voice {voice!r}; known here: {', '.join(VOICES.values())}")
         for parameter, value in parameters.items():
-            self.library.espeak_SetParameter(parameter, value, 0)
+            library.espeak_SetParameter(parameter, value, 0)
         raw = text.encode() + b"\0"
-        self.library.espeak_Synth(raw, len(raw), 0, 1, 0, 1, None, None)  # 1: by characters; 1: UTF-8
-        return np.concatenate(self.samples).astype(np.float32) / 32768, self.events
-
-
-@cache
-def _engine() -> _Engine:
-    return _Engine()
+        library.espeak_Synth(raw, len(raw), 0, 1, 0, 1, None, None)  # 1: by characters; 1: UTF-8
+        library.espeak_Terminate()
+    finally:
+        _ctypes.dlclose(library._handle)
+    return np.concatenate(samples).astype(np.float32) / 32768, events, rate
 
 
 def say(text: str, voice: str, rate: int = 175, pitch: int = 50, pitch_range: int = 50) -> Utterance:
@@ -94,9 +94,9 @@ def say(text: str, voice: str, rate: int = 175, pitch: int = 50, pitch_range: in
         raise ValueError(f"unknown voice {voice!r}; known: {', '.join(names)}")
     if not text.strip():
         raise ValueError(f"nothing to say in {text!r}")
-    waveform, events = _engine().synthesize(text, names[voice], {_RATE: rate, _PITCH: pitch, _RANGE: pitch_range})
-    end = len(waveform) / _engine().rate
-    waveform = soxr.resample(waveform, _engine().rate, SAMPLING_RATE).astype(np.float32)
+    waveform, events, sampled = synthesize(text, names[voice], {_RATE: rate, _PITCH: pitch, _RANGE: pitch_range})
+    end = len(waveform) / sampled
+    waveform = soxr.resample(waveform, sampled, SAMPLING_RATE).astype(np.float32)
     waveform *= PEAK / max(np.abs(waveform).max(), 1e-6)
     phonemes = _spans([(e[4].decode(errors="replace"), e[3]) for e in events if e[0] == _PHONEME], end)
     words = _spans([(text[e[1] - 1 : e[1] - 1 + e[2]], e[3]) for e in events if e[0] == _WORD], end)

@@ -1,0 +1,260 @@
+"""Training: what is drawn, what is asked of towers, labels, the optimizer, one short run of each script."""
+
+import copy
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoImageProcessor, AutoModelForMultimodalLM, AutoProcessor
+
+from training.assemble import assemble
+from training.collator import EagleCollator, with_media
+from training.data import world_dataset
+from training.optimizer import MuonAdamW
+from training.synthesis import dense, pictures, samples
+from training.synthesis.voices import HELD_OUT_VOICES, SAMPLING_RATE, VOICES, add_noise, say
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def tiny_preset():
+    """The configuration of eagle-tiny with the fewest layers."""
+    config = json.loads((ROOT / "configs" / "eagle-tiny.json").read_text())
+    config["text_config"] |= {"num_hidden_layers": 1}
+    config["vision_config"] |= {"num_hidden_layers": 1}
+    config["audio_config"] |= {"encoder_layers": 1}
+    return config
+
+
+# --- what is drawn ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skill", samples.SKILLS)
+def test_same_seed_gives_the_same_row_and_test_items_are_new(skill):
+    first, again = samples.make(skill, "train", 7), samples.make(skill, "train", 7)
+    assert first["messages"] == again["messages"]
+    for kind in ("images", "audios", "videos"):
+        for a, b in zip(first[kind], again[kind], strict=True):
+            assert np.array_equal(np.asarray(a), np.asarray(b))
+    rows = {split: [samples.make(skill, split, i) for i in range(40)] for split in ("train", "test")}
+    for row in rows["train"]:
+        assert row["meta"].get("font") not in pictures.HELD_OUT_FONTS
+        assert row["meta"].get("voice") not in HELD_OUT_VOICES
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        pictures.random_words,
+        lambda rng, split: (pictures.random_code(rng, split),),
+        pictures.random_kinds,
+        pictures.random_bars,
+    ],
+)
+def test_no_combination_is_drawn_for_both_splits(draw):
+    rng = random.Random(0)
+    train, test = ({draw(rng, split) for _ in range(3000)} for split in ("train", "test"))
+    assert len(test) > 100 and not train & test
+
+
+def test_held_out_fonts_and_voices_do_occur_in_the_test_split():
+    fonts = {samples.make("sign", "test", i)["meta"]["font"] for i in range(80)}
+    voices = {samples.make("sentence", "test", i)["meta"]["voice"] for i in range(60)}
+    assert set(pictures.HELD_OUT_FONTS) <= fonts and set(HELD_OUT_VOICES) <= voices
+    assert len(fonts) >= 8 and len(voices) == 8
+
+
+def test_a_third_of_the_signs_takes_several_crops():
+    sizes = [samples.make("sign", "train", i)["images"][0].size for i in range(300)]
+    several = sum(max(size) > pictures.CROP for size in sizes) / len(sizes)
+    assert 0.22 < several < 0.38
+
+
+def test_noise_lies_between_10_and_20_decibels():
+    speech = say("the lamp is in the kitchen", "Emma").waveform * 0.5
+    for seed in range(12):
+        noise = add_noise(random.Random(seed), speech) - speech
+        ratio = 10 * np.log10(np.mean(speech**2) / np.mean(noise**2))
+        assert 9.5 < ratio < 20.5
+
+
+def test_voices_are_told_apart_by_their_sound_and_name_their_words():
+    spoken = {voice: say("open the door", voice) for voice in (*VOICES, *HELD_OUT_VOICES)}
+    for utterance in spoken.values():
+        assert [word for word, _, _ in utterance.words] == ["open", "the", "door"]
+        assert 0.3 < len(utterance.waveform) / SAMPLING_RATE < 2
+    sounds = {utterance.waveform.tobytes() for utterance in spoken.values()}
+    assert len(sounds) == 8 and np.array_equal(say("open the door", "Emma").waveform, spoken["Emma"].waveform)
+    with pytest.raises(ValueError, match="unknown voice 'Bob'"):
+        say("open", "Bob")
+    with pytest.raises(ValueError, match="nothing to say"):
+        say("  ", "Emma")
+
+
+# --- dense targets ------------------------------------------------------------------------------------------------------
+
+
+def test_targets_lie_where_the_picture_shows_them():
+    glyph = pictures.Glyph("R", left=100, top=50, right=121, bottom=92)
+    item = pictures.Item("star", "blue", 300, 200, 20)
+    picture = pictures.Picture(None, [glyph], [item], [pictures.Bar("tea", 5, 40, 250, 60, 300)])
+    targets = dense.crop_targets(picture)
+    letter = dense.CHARACTERS.index("r") + 1
+    rows, columns, halves = np.nonzero(targets["patch_character"] == letter)
+    assert set(rows) == {4, 5, 6} and {2 * c + h for c, h in zip(columns, halves, strict=True)} == {14, 15, 16}
+    assert np.argwhere(targets["token_character"]).tolist() == [[1, 5, 3 + 0]]  # centre (110.5, 71): lower half, left
+    assert targets["token_shape"][4, 14] == pictures.SHAPES.index("star") + 1
+    assert targets["token_colour"][4, 14] == list(pictures.COLOURS).index("blue") + 1
+    assert targets["patch_level"][19, 3] == 5 and targets["token_level"][7, 2] == 5
+
+
+def test_dense_crops_are_those_of_the_image_processor():
+    image_processor = AutoImageProcessor.from_pretrained(ROOT, trust_remote_code=True)
+    rng = random.Random(1)
+    picture = pictures.sign(rng, ("open", "garden"), "train")
+    while max(picture.image.size) <= pictures.CROP:
+        picture = pictures.sign(rng, ("open", "garden"), "train")
+
+    class Grid(random.Random):
+        def random(self):
+            return 0.9  # neither softened nor the overview
+
+    crops = np.stack([np.asarray(image) for image, _ in dense.picture_crops(Grid(), picture)])
+    expected = image_processor(picture.image, return_tensors="np")["pixel_values"]
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
+    difference = np.abs(crops.transpose(0, 3, 1, 2) - (expected * std + mean) * 255)
+    assert crops.shape[0] == expected.shape[0] > 1
+    assert difference.max() <= 3  # two implementations of bicubic resizing
+
+
+def test_recordings_name_their_words_and_phonemes():
+    waveform, targets = dense.random_recording(random.Random(5))
+    assert waveform.shape == (480_000,) and np.abs(waveform).max() <= 1
+    assert targets["frame_word"].shape == (1500,) and targets["token_word"].shape == (94, 4)
+    said = set(targets["frame_word"][targets["frame_word"] > 0])
+    assert said and set(targets["token_word"][targets["token_word"] > 0]) <= said
+    silent = targets["frame_word"] == 0
+    assert np.abs(waveform.reshape(1500, 320)).max(1)[silent].mean() < np.abs(waveform.reshape(1500, 320)).max(1)[~silent].mean()
+
+
+# --- batches ------------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_the_answers_and_their_ends(processor):
+    rows = [samples.make("spoken_picture", "train", 3), samples.make("fact", "train", 1)]
+    batch = EagleCollator(processor)(rows)
+    for labels, row in zip(batch["labels"], rows, strict=True):
+        text = processor.tokenizer.decode(labels[labels != -100])
+        assert text == row["messages"][1]["content"][0]["text"] + "<|end|>"
+    assert batch["attention_mask"][1, 0] == 1  # padded on the right
+    call = EagleCollator(processor)([samples.make("request", "train", 1)])
+    assert "<|tool_call|>" in processor.tokenizer.decode(call["labels"][call["labels"] != -100])
+
+
+def test_a_batch_without_labels_is_an_error(processor):
+    row = samples.make("fact", "train", 1)
+    row["messages"] = row["messages"][:1]
+    with pytest.raises(ValueError, match="no token of this batch"):
+        EagleCollator(processor)([row])
+
+
+def test_world_dataset_repeats_itself_and_keeps_skills_together():
+    mix = {"fact": 0.5, "sentence": 0.5}
+    first, again = (world_dataset(mix, batches=6, batch_size=2, seed=3) for _ in range(2))
+    assert [row["messages"] for row in first] == [row["messages"] for row in again]
+    skills = [row["meta"]["skill"] for row in first]
+    assert skills[::2] == skills[1::2] and set(skills) == set(mix)
+    with pytest.raises(ValueError, match="unknown skill 'smell'"):
+        world_dataset({"smell": 1.0}, 1, 1, 0)
+
+
+# --- optimizer and scripts ----------------------------------------------------------------------------------------------
+
+
+def test_optimizer_learns_saves_and_resumes():
+    def build():
+        torch.manual_seed(0)
+        layer = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(8, 8)]), "head": torch.nn.Linear(8, 1)})
+        return layer, MuonAdamW([(list(layer.named_parameters()), 0.01)], 0.0)
+
+    def steps(layer, optimizer, count):
+        x = torch.linspace(-1, 1, 64).reshape(8, 8)
+        for _ in range(count):
+            loss = (layer["head"](layer["layers"][0](x)) - x.sum(1, keepdim=True)).pow(2).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.item()
+
+    layer, optimizer = build()
+    first = steps(layer, optimizer, 1)
+    assert steps(layer, optimizer, 200) < 0.2 * first
+    state, weights = copy.deepcopy((optimizer.state_dict(), layer.state_dict()))
+    expected = steps(layer, optimizer, 5)
+    resumed, fresh = build()
+    resumed.load_state_dict(weights)
+    fresh.load_state_dict(state)
+    assert steps(resumed, fresh, 5) == expected
+    fresh.param_groups[0]["lr"] = 0.5
+    assert fresh.parts[0].param_groups[0]["lr"] == 0.5
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", *map(str, arguments)]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tower", ["vision", "audio"])
+def test_tower_training_resumes_exactly(tower, tiny_preset, tmp_path):
+    (tmp_path / "preset.json").write_text(json.dumps(tiny_preset))
+    recipe = {"tower": tower, "preset": str(tmp_path / "preset.json"), "steps": 4, "batch_size": 1, "save_steps": 2}
+
+    def train(name):
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"output_dir": str(tmp_path / name)}))
+        run("training.towers", "--config", tmp_path / "recipe.yaml")
+        return torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+
+    whole = train("whole")
+    train("halves")
+    state = torch.load(tmp_path / "halves" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 4 and all(torch.equal(whole["model"][k], state["model"][k]) for k in whole["model"])
+
+
+@pytest.mark.slow
+def test_sft_trains_the_named_modules_only(tiny_preset, tmp_path):
+    start, trained = tmp_path / "start", tmp_path / "trained"
+    assemble("eagle-tiny", [], start, seed=0)
+    recipe = yaml.safe_load((ROOT / "training/recipes/instruct/tiny.yaml").read_text())
+    recipe |= {"model": str(start), "output_dir": str(trained), "max_steps": 2, "gradient_accumulation_steps": 1}
+    recipe |= {"per_device_train_batch_size": 2, "mix": {"spoken_picture": 1.0}, "warmup_steps": 0}
+    recipe |= {"rates": {"language_model": 0.001}, "lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run("training.sft", "--config", tmp_path / "recipe.yaml")
+    before, after = (
+        AutoModelForMultimodalLM.from_pretrained(f, trust_remote_code=True, dtype=torch.bfloat16).state_dict()
+        for f in (start, trained)
+    )
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"language_model"} | {n.split(".")[1] for n in before if n.startswith("lm_head")}
+
+
+def test_media_of_a_row_stand_where_the_row_shows_them():
+    row = samples.make("spoken_picture", "train", 11)
+    kinds = [part["type"] for part in row["messages"][0]["content"]]
+    filled = with_media(row)[0]["content"]
+    assert [part["type"] for part in filled] == kinds and set(kinds) == {"image", "audio"}
+    assert all(part[part["type"]] is not None for part in filled)
