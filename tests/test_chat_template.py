@@ -165,6 +165,13 @@ def test_no_text_of_the_users_becomes_a_special_token(messages, tools):
     assert marks_in(rendered) == marks_in(skeleton)
 
 
+@pytest.mark.parametrize("mark", MARKS)
+def test_halves_in_neighbouring_parts_do_not_meet(mark):
+    for cut in range(1, len(mark)):
+        halves = [{"type": "text", "text": half} for half in (mark[:cut], mark[cut:])]
+        assert marks_in(render([{"role": "user", "content": halves}])) == (["<|user|>", "<|end|>"], 0)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(hostile, min_size=1, max_size=4))
 def test_escaped_text_is_all_there(texts):
