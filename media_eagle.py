@@ -30,7 +30,7 @@ def read_source(source):
     column). Raises `FileNotFoundError` for a path that is none, `TypeError` for anything else.
     """
     if isinstance(source, dict):
-        return read_source(source["path"] if source.get("bytes") is None else source["bytes"])
+        return read_source(source.get("path") if source.get("bytes") is None else source["bytes"])
     if isinstance(source, (bytes, bytearray)):
         return io.BytesIO(source), f"<{len(source)} bytes>"
     if isinstance(source, str) and source.startswith(("http://", "https://")):
