@@ -73,16 +73,16 @@ _WORD = {w: i + 1 for i, w in enumerate(SPOKEN)}
 # ------------------------------------------------------------------------------------------------ pictures
 
 
-def random_picture(rng: random.Random, progress: float) -> Picture:
-    """A picture of the training split for a tower that has come this far (0 to 1).
+def random_picture(rng: random.Random, difficulty: float) -> Picture:
+    """A picture of the training split, from difficulty 0 to 1.
 
-    At first all are pages of small text in black and white, whose characters fill about a patch each; large text and
-    colours have come in fully halfway, signs, scenes and charts make up 70 % in the end.
+    At 0 all are pages of small text in black and white, whose characters fill about a patch each; large text and
+    colours have come in fully at 0.5, signs, scenes and charts make up 70 % at 1.
     """
     kind = rng.choices(("sign", "scene", "chart"), (0.3, 0.3, 0.4))[0]
-    if rng.random() > 0.7 * progress:
+    if rng.random() > 0.7 * difficulty:
         texts = [random_text(rng) for _ in range(60)]
-        return page(rng, texts, vivid=2 * progress, largest=round(min(64, 20 + 88 * progress)))
+        return page(rng, texts, vivid=2 * difficulty, largest=round(min(64, 20 + 88 * difficulty)))
     if kind == "sign":
         words = random_words(rng, "train") if rng.random() < 0.5 else (random_code(rng, "train"),)
         return sign(rng, tuple(random_case(rng, word) for word in words), "train")
