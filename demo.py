@@ -74,10 +74,10 @@ def load(folder: str):
 
 
 def describe(model) -> str:
-    """Size and place of a model: "12.9 M parameters, cpu, 2 threads"."""
+    """Size and place of a model: "12.9 M parameters, cpu, threads: 2"."""
     import torch
 
-    threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
+    threads = f", threads: {torch.get_num_threads()}" if model.device.type == "cpu" else ""
     return f"{model.num_parameters() / 1e6:,.1f} M parameters, {model.device.type}{threads}"
 
 
