@@ -27,7 +27,7 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
 )
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
-from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder, WhisperPreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
@@ -234,7 +234,7 @@ class EagleAudioFeatures(BaseModelOutputWithPooling):
     audio_transcript_mask: torch.LongTensor | None = None
 
 
-class EagleAudioTower(nn.Module):
+class EagleAudioTower(WhisperPreTrainedModel):
     """Whisper's encoder, and in decoder mode its decoder, behind one `forward` (exporters call towers that way).
 
     Sub-modules carry WhisperModel's names, so its weights load under `audio_tower.`; the decoder's output matrix is its
@@ -242,14 +242,14 @@ class EagleAudioTower(nn.Module):
     """
 
     def __init__(self, config: EagleConfig):
-        super().__init__()
-        self.config = config.audio_config
+        super().__init__(config.audio_config)
         self.encoder = WhisperEncoder._from_config(config.audio_config)
         self.decoder = None
         if config.audio_token_source == "decoder":
             self.decoder = WhisperDecoder._from_config(config.audio_config)
             self.prompt_ids = config.audio_prompt_ids or [config.audio_config.decoder_start_token_id]
             self.language_ids = config.audio_language_ids
+        self.post_init()
 
     def forward(
         self,
@@ -263,7 +263,7 @@ class EagleAudioTower(nn.Module):
         In decoder mode: the decoder's states (W, L, width), each at the place that emits its token of the transcript
         (W, L), which the tower writes itself, greedily, where none is given.
         """
-        encoded = self.encoder(input_features.to(self.encoder.dtype), return_dict=True, **kwargs)
+        encoded = self.encoder(input_features.to(self.dtype), return_dict=True, **kwargs)
         if self.decoder is None:
             return EagleAudioFeatures(**encoded)
         prompt = self.prompt(encoded.last_hidden_state)
@@ -682,12 +682,14 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
         image_hidden_states: torch.FloatTensor | None = None,
         audio_hidden_states: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | EagleCausalLMOutputWithPast:
-        """See `EagleModel.forward`. `labels` (B, T) are ids or -100; `logits_to_keep` the number of last positions (0: all)
-        or their indices. Returns float `logits` (B, kept positions, vocab_size) and, with labels, `loss`."""
+        """See `EagleModel.forward`. `labels` (B, T) are ids or -100; `shift_labels` replaces them where a trainer that
+        splits sequences has shifted them already; `logits_to_keep` is the number of last positions (0: all) or their
+        indices. Returns float `logits` (B, kept positions, vocab_size) and, with labels, `loss`."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -710,7 +712,9 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=logits.shape[-1], shift_labels=shift_labels, **kwargs
+            )
         return EagleCausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -20,6 +20,13 @@ if "eagle" not in sys.modules:
     package.__path__ = [str(ROOT)]
     sys.modules["eagle"] = package
 
+
+def pytest_configure(config):
+    """Knows the marks of transformers' own tests, which tests/conformance.py runs."""
+    for mark in ("accelerate_tests", "torch_compile_test", "order", *(f"flash_attn{n}_test" for n in ("", "_3", "_4"))):
+        config.addinivalue_line("markers", f"{mark}: of transformers' own tests")
+
+
 TINY = {
     "text_config": {
         "model_type": "phi3",

@@ -14,7 +14,7 @@ from conftest import DECODER_MODE, ROOT
 from eagle.configuration_eagle import AUTO_MAP, EagleConfig
 from eagle.modeling_eagle import EagleForConditionalGeneration, EagleModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionModel, Phi3ForCausalLM
+from transformers import CLIPVisionModel, Phi3ForCausalLM, WhisperModel
 
 IMAGE, AUDIO, PAD = 16, 17, 0
 CROP = [10, *[IMAGE] * 8, 11]  # <image> 8 placeholders </image>
@@ -266,6 +266,17 @@ def test_audio_projector_computes_llama_cpps_ultravox_graph(tiny_model):
     value, gate = (rms(x, projector.ln_pre.weight) @ projector.linear_1.weight.T).chunk(2, -1)
     expected = rms(value * F.silu(gate), projector.ln_mid.weight) @ projector.linear_2.weight.T
     assert_close(projector(x), expected)
+
+
+def test_published_whisper_weights_load_into_the_audio_tower(tiny_model):
+    """Key by key, and encoder and decoder then compute what WhisperModel computes."""
+    model = tiny_model(**DECODER_MODE)
+    whisper = WhisperModel(model.config.audio_config).eval()
+    tower = model.model.audio_tower
+    tower.load_state_dict(whisper.state_dict())
+    inputs, ids = sound(2.0, 2.0)["input_features"], torch.randint(3, 48, (2, 5))
+    expected = whisper(inputs, decoder_input_ids=torch.cat([torch.ones(2, 1).long(), ids[:, :-1]], 1)).last_hidden_state
+    assert_close(tower(inputs, ids, torch.ones_like(ids)).last_hidden_state, expected)
 
 
 def lively_decoder(model):
