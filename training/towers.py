@@ -41,7 +41,7 @@ class TowerConfig:
     tower: str
     output_dir: str
     preset: str = "configs/eagle-tiny.json"
-    weights: str | None = None  # folder of an earlier run to start from; what has another shape starts anew
+    weights: str | None = None  # folder of an earlier stage to start from
     quadrants: bool = False  # vision: attention within quarters of a crop and patch targets only, at half the price
     easiest: float = 0.0  # difficulty of the first and
     hardest: float = 1.0  # of the last pictures, see dense.random_picture
@@ -100,10 +100,7 @@ def build_model(config: TowerConfig) -> nn.Module:
     if config.quadrants:
         model.set_attn_implementation("eager")  # faster than torch's fused kernel on so few patches, on a CPU
     if config.weights:
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        earlier = load_file(Path(config.weights) / "model.safetensors")
-        fitting = {name: tensor for name, tensor in earlier.items() if tensor.shape == shapes[name]}
-        model.load_state_dict(fitting, strict=False)
+        model.load_state_dict(load_file(Path(config.weights) / "model.safetensors"), strict=False)
     return model.train()
 
 
