@@ -21,6 +21,10 @@ if "eagle" not in sys.modules:
     sys.modules["eagle"] = package
 
 
+# Strict: once the answers are right, the mark has to go.
+IN_TRAINING = pytest.mark.xfail(strict=True, reason="the checkpoint at the root is of a stage before the last")
+
+
 def pytest_configure(config):
     """Knows the marks of transformers' own tests, which tests/conformance.py runs."""
     for mark in ("accelerate_tests", "torch_compile_test", "order", *(f"flash_attn{n}_test" for n in ("", "_3", "_4"))):

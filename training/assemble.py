@@ -2,7 +2,8 @@
 
     python -m training.assemble --preset eagle-tiny --weights runs/towers-vision runs/towers-audio --output runs/start
 
-Weights that no `--weights` folder holds start at random.
+Weights that no `--weights` folder holds start at random; of several folders that hold one the last counts. A folder is
+what a tower stage or another stage wrote.
 """
 
 import argparse
@@ -23,10 +24,11 @@ def assemble(preset: str, weights: list[Path], output: Path, seed: int) -> None:
     torch.manual_seed(seed)
     model = model_class(config)
     for folder in weights:
-        unexpected = model.model.load_state_dict(load_file(folder / "model.safetensors"), strict=False).unexpected_keys
+        named = {name.removeprefix("model."): w for name, w in load_file(folder / "model.safetensors").items()}
+        unexpected = model.model.load_state_dict(named, strict=False).unexpected_keys
         if unexpected:
             raise ValueError(f"{folder} holds {unexpected[0]!r}, which the preset {preset!r} has no place for")
-    model.save_pretrained(output)
+    model.to(torch.bfloat16).save_pretrained(output)
     AutoProcessor.from_pretrained(ROOT, trust_remote_code=True).save_pretrained(output)
     print(f"{output}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
