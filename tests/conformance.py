@@ -28,9 +28,12 @@ ARCHIVE = f"transformers-{transformers.__version__}"
 
 # Tests that do not apply, each with its reason. (What needs an accelerator, Flash Attention, DeepSpeed, MPS, sparse experts or
 # a conversion of old keys skips itself, and says so with pytest's -rs.)
+ROPE = "feeds more tokens than max_position_embeddings, which we refuse; longrope is in test_modeling_eagle.py"
 SKIPPED = {
-    "test_generation_tester_mixin_inheritance": "the generation tests are not in the archive; ours are in "
-    "test_modeling_eagle.py",
+    "test_generation_tester_mixin_inheritance": "the archive has no generation tests; ours: test_modeling_eagle.py",
+    "test_model_rope_scaling_from_config_0_linear": ROPE,
+    "test_model_rope_scaling_from_config_1_dynamic": ROPE,
+    "test_model_rope_scaling_from_config_2_yarn": ROPE,
 }
 
 
@@ -86,13 +89,13 @@ def register_as_native():
 
 
 class EagleModelTester:
-    """A tiny configuration and a batch of three samples, each with two crops and one window of 2 s; or of text alone."""
+    """A tiny configuration and a batch of three samples, each with a crop and a window of 2 s; or of text alone."""
 
     def __init__(self, with_media: bool):
         self.with_media = with_media
 
     batch_size, seq_length, is_training = 3, 40, True
-    crops, audio_tokens, num_image_tokens = 2, 7, 8
+    audio_tokens, num_image_tokens = 7, 8
     hidden_size, num_hidden_layers, num_attention_heads = 128, 2, 2
     image_size, patch_size = 56, 14
 
@@ -104,12 +107,12 @@ class EagleModelTester:
         ids = torch.randint(20, config.text_config.vocab_size, (self.batch_size, self.seq_length))
         if not self.with_media:
             return config, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        ids[:, 1 : 1 + self.crops * self.num_image_tokens] = config.image_token_id
+        ids[:, 1 : 1 + self.num_image_tokens] = config.image_token_id
         ids[:, 20 : 20 + self.audio_tokens] = config.audio_token_id
         return config, {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
-            "pixel_values": torch.randn(self.batch_size * self.crops, 3, self.image_size, self.image_size),
+            "pixel_values": torch.randn(self.batch_size, 3, self.image_size, self.image_size),
             "input_features": torch.randn(self.batch_size, 80, 200),
             "input_features_mask": torch.ones(self.batch_size, 200, dtype=torch.long),
         }
