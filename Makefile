@@ -53,11 +53,9 @@ eval: setup ## Score the checkpoint at the root on held-out items of every skill
 
 train-tiny: setup ## Train eagle-tiny from nothing into runs/instruct; a killed run goes on where it stood
 	$(RUN) -m training.towers --config training/recipes/towers/patches.yaml
-	$(RUN) -m training.towers --config training/recipes/towers/patches.yaml
 	$(RUN) -m training.towers --config training/recipes/towers/vision.yaml
 	$(RUN) -m training.towers --config training/recipes/towers/audio.yaml
 	$(RUN) -m training.assemble --preset eagle-tiny --weights runs/towers-vision runs/towers-audio --output runs/start
-	$(RUN) -m training.sft --config training/recipes/pretrain/tiny.yaml
 	$(RUN) -m training.sft --config training/recipes/pretrain/tiny.yaml
 	$(RUN) -m training.sft --config training/recipes/instruct/tiny.yaml
 
