@@ -14,7 +14,6 @@ import tarfile
 import unittest
 from types import ModuleType
 
-import pytest
 import torch
 import transformers
 from conftest import ROOT, make_config
@@ -129,7 +128,3 @@ class TestConformance(load_mixin(), unittest.TestCase):
             self.skipTest(reason)
         # These feed the text without its media, which our model refuses; test_modeling_eagle.py has both attentions with media.
         self.model_tester = EagleModelTester(with_media="eager_matches_sdpa_inference" not in self._testMethodName)
-
-
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, "-q"]))
