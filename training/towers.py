@@ -14,11 +14,12 @@ import os
 import random
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -27,6 +28,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from trl import TrlParser
 
+from training.optimizer import MuonAdamW
 from training.synthesis import dense
 
 ROOT = str(Path(__file__).parents[1])
@@ -36,19 +38,18 @@ MODULES = {"vision": ("vision_tower", "multi_modal_projector"), "audio": ("audio
 
 @dataclass
 class TowerConfig:
-    """One run. `muon_learning_rate` is for the matrices of the tower's layers, `learning_rate` (AdamW) for the rest."""
+    """One run; the learning rate is that of training/optimizer.py."""
 
     tower: str
     output_dir: str
     preset: str = "configs/eagle-tiny.json"
-    weights: str | None = None  # folder of an earlier stage to start from
+    start_from: str | None = None  # output folder of an earlier stage: its towers and its heads
     quadrants: bool = False  # vision: attention within quarters of a crop and patch targets only, at half the price
     easiest: float = 0.0  # difficulty of the first and
     hardest: float = 1.0  # of the last pictures, see dense.random_picture
     steps: int = 20_000
     batch_size: int = 16
     learning_rate: float = 2e-3
-    muon_learning_rate: float = 8e-3
     weight_decay: float = 0.01
     warmup_steps: int = 200
     decay_fraction: float = 0.3  # the last part of the steps, in which the learning rates fall to zero
@@ -99,8 +100,6 @@ def build_model(config: TowerConfig) -> nn.Module:
         start_near_identity(model.audio_tower)
     if config.quadrants:
         model.set_attn_implementation("eager")  # faster than torch's fused kernel on so few patches, on a CPU
-    if config.weights:
-        model.load_state_dict(load_file(Path(config.weights) / "model.safetensors"), strict=False)
     return model.train()
 
 
@@ -216,19 +215,6 @@ def encode_quadrants(tower: nn.Module, crops: torch.Tensor) -> torch.Tensor:
     return states.unflatten(1, (side, side)).unflatten(0, (-1, 2, 2)).transpose(2, 3).flatten(1, 4)
 
 
-def build_optimizers(config: TowerConfig, model: nn.Module, heads: DenseHeads) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the tower's layers, AdamW for everything else that is trained."""
-    modules = [getattr(model, name) for name in MODULES[config.tower]]
-    named = [(n, p) for module in (*modules, heads) for n, p in module.named_parameters() if p.requires_grad]
-    matrices = [p for n, p in named if "layers." in n and p.ndim == 2]
-    rest = [p for n, p in named if not ("layers." in n and p.ndim == 2)]
-    muon = torch.optim.Muon(
-        matrices, config.muon_learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
-    adamw = torch.optim.AdamW(rest, config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    return [muon, adamw]
-
-
 def schedule(config: TowerConfig, step: int) -> float:
     """Factor on the learning rates: linear warm-up, constant, linear decay to zero."""
     left = (config.steps - step) / max(1, config.decay_fraction * config.steps)
@@ -242,13 +228,9 @@ def save(path: Path, write) -> None:
     os.replace(partial, path)
 
 
-def export(config: TowerConfig, model: nn.Module) -> dict[str, torch.Tensor]:
-    """The hand-over to the next stage: bf16 weights of the tower and its projector, named as in EagleModel."""
-    return {
-        name: tensor.to(torch.bfloat16).contiguous()
-        for name, tensor in model.state_dict().items()
-        if name.startswith(MODULES[config.tower])
-    }
+def tower_state(config: TowerConfig, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of the tower and its projector, named as in EagleModel."""
+    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(MODULES[config.tower])}
 
 
 def train(config: TowerConfig) -> None:
@@ -259,42 +241,48 @@ def train(config: TowerConfig) -> None:
     _, targets = make_batch(random.Random(0), 1, 0.0)
     tower_width = getattr(model.config, f"{config.tower}_config").hidden_size
     heads = DenseHeads(list(targets), tower_width, model.config.text_config.hidden_size)
-    optimizers = build_optimizers(config, model, heads)
-    base_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    trained = [getattr(model, name) for name in MODULES[config.tower]] + [heads]
+    named = [pair for module in trained for pair in module.named_parameters()]
+    optimizer = MuonAdamW([(named, config.learning_rate)], config.weight_decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(schedule, config))
+    if config.start_from:
+        # With new heads, their random gradients would undo in 100 steps what the tower has learnt (docs/LOG.md).
+        earlier = torch.load(Path(config.start_from) / "checkpoint.pt", weights_only=True)
+        model.load_state_dict(earlier["model"], strict=False)
+        heads.load_state_dict(earlier["heads"])
     first = 0
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
+        model.load_state_dict(saved["model"], strict=False)
         heads.load_state_dict(saved["heads"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
         first = saved["step"]
-    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     started, window = time.time(), []
     for step in tqdm(range(first, config.steps), initial=first, total=config.steps, mininterval=30):
-        for optimizer, rate in zip(optimizers, base_rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * schedule(config, step)
         difficulty = config.easiest + (config.hardest - config.easiest) * step / config.steps
         batch, targets = make_batch(random.Random(f"{config.seed}/{step}"), config.batch_size, difficulty)
         with torch.autocast("cpu", torch.bfloat16):
             features, tokens = encode(model, config, batch)
             losses, accuracies = heads.losses(features, tokens, targets, config.empty_weight)
         sum(losses.values()).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
 
         window.append((accuracies, {f"loss_{kind}": loss.item() for kind, loss in losses.items()}))
         if (step + 1) % config.logging_steps == 0:
             log(folder / "log.jsonl", step + 1, time.time() - started, window)
             window = []
         if (step + 1) % config.save_steps == 0 or step + 1 == config.steps:
-            states = [optimizer.state_dict() for optimizer in optimizers]
-            state = {"model": model.state_dict(), "heads": heads.state_dict(), "optimizers": states, "step": step + 1}
+            weights = tower_state(config, model)
+            state = {"model": weights, "heads": heads.state_dict(), "step": step + 1}
+            state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
             save(checkpoint, lambda path, state=state: torch.save(state, path))
-            save(folder / "model.safetensors", lambda path: save_file(export(config, model), path))
+            handover = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
+            save(folder / "model.safetensors", lambda path, tensors=handover: save_file(tensors, path))
 
 
 def log(path: Path, step: int, seconds: float, window: list[tuple[dict, dict]]) -> None:
