@@ -13,7 +13,9 @@ from typing import ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+VISION_TOWERS = ("clip_vision_model", "siglip_vision_model", "timm_wrapper")
 HEAD_WIDTH = 128  # of the resampler's attention; llama.cpp's resampler graph has this number built in
 
 # save_pretrained writes AutoConfig and one model class; with the whole map here every re-save keeps every entry.
@@ -38,12 +40,20 @@ HOUSEKEEPING_KEYS = {
     *GenerationConfig().to_dict(),
 }  # fmt: skip
 
+# Keys of older transformers that published config.json files of towers and language models still carry.
+LEGACY_KEYS = {
+    "add_cross_attention", "attention_bias", "cross_attention_hidden_size", "dropout", "embd_pdrop", "finetuning_task",
+    "forced_decoder_ids", "gradient_checkpointing", "initializer_factor", "is_decoder", "mlp_bias",
+    "position_embedding_type", "prefix", "pretraining_tp", "projection_dim", "pruned_heads", "resid_pdrop", "sep_token_id",
+    "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "torchscript", "use_bfloat16",
+}  # fmt: skip
 
-def reject_unknown_keys(owner: str, given, config_class) -> None:
+
+def reject_unknown_keys(owner: str, given, config_class, tolerated=frozenset()) -> None:
     """Raises ValueError naming the first key of `given` that `config_class` does not know, and the closest it does."""
     known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
     for key in given:
-        if key not in known | HOUSEKEEPING_KEYS:
+        if key not in known | HOUSEKEEPING_KEYS | tolerated:
             closest = get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise ValueError(f"{owner} has no key {key!r}; the closest valid key is {closest!r}")
 
@@ -54,7 +64,7 @@ def reject_unknown_subconfig(name: str, subconfig: dict, default_model_type: str
     if model_type not in CONFIG_MAPPING:
         closest = get_close_matches(model_type, list(CONFIG_MAPPING.keys()), n=1, cutoff=0.0)[0]
         raise ValueError(f"{name}.model_type is {model_type!r}, unknown to transformers; the closest is {closest!r}")
-    reject_unknown_keys(f"{name} ({model_type})", subconfig, CONFIG_MAPPING[model_type])
+    reject_unknown_keys(f"{name} ({model_type})", subconfig, CONFIG_MAPPING[model_type], LEGACY_KEYS)
 
 
 @strict
@@ -83,6 +93,7 @@ class EagleConfig(PreTrainedConfig):
             tower's `decoder_start_token_id` alone.
         audio_language_ids: decoder mode: language ids of which the tower inserts the likeliest after the first prompt
             id, window by window; null for none.
+        lm_head_bias: the head has a bias, as Mipha's has.
         tie_word_embeddings: share the embedding with `lm_head`; null takes the text config's value.
     """
 
@@ -111,6 +122,7 @@ class EagleConfig(PreTrainedConfig):
     audio_projector_hidden_size: int = 1088
     audio_prompt_ids: list[int] | None = None
     audio_language_ids: list[int] | None = None
+    lm_head_bias: bool = False
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
@@ -122,8 +134,8 @@ class EagleConfig(PreTrainedConfig):
             )
         reject_unknown_keys("EagleConfig", kwargs, type(self))
         for name, spec in self.sub_configs_defaults.items():
-            if isinstance(getattr(self, name), dict):
-                reject_unknown_subconfig(name, getattr(self, name), spec.model_type)
+            if (part := getattr(self, name)) is not None:
+                reject_unknown_subconfig(name, part if isinstance(part, dict) else part.to_dict(), spec.model_type)
         self.auto_map = AUTO_MAP | (kwargs.pop("auto_map", None) or {})
         super().__post_init__(**kwargs)
         if self.tie_word_embeddings is None:
@@ -136,6 +148,31 @@ class EagleConfig(PreTrainedConfig):
             return None
         return self.vision_config.image_size // self.vision_config.patch_size
 
+    def validate_towers_and_language_model(self):
+        text = self.text_config
+        if text.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(text, "is_decoder", True) is False:
+            raise ValueError(
+                f"text_config.model_type is {text.model_type!r}, which writes no text from left to right; it must be a "
+                "causal language model such as 'phi3'"
+            )
+        if self.vision_config is not None and self.vision_config.model_type not in VISION_TOWERS:
+            raise ValueError(
+                f"vision_config.model_type is {self.vision_config.model_type!r}; it must be one of "
+                f"{', '.join(map(repr, VISION_TOWERS))}"
+            )
+        for name, width_key, heads_key in (
+            ("text_config", "hidden_size", "num_attention_heads"),
+            ("vision_config", "hidden_size", "num_attention_heads"),
+            ("audio_config", "d_model", "encoder_attention_heads"),
+        ):
+            part = getattr(self, name)
+            width, heads = getattr(part, width_key, None), getattr(part, heads_key, None)
+            if width and heads and not getattr(part, "head_dim", None) and width % heads:
+                raise ValueError(
+                    f"{name}.{width_key} is {width} and {name}.{heads_key} {heads}; the width must be a multiple of the "
+                    "number of heads"
+                )
+
     def validate_placeholders(self):
         if self.image_token_id == self.audio_token_id:
             raise ValueError(f"image_token_id and audio_token_id are both {self.image_token_id}; they must differ")
@@ -146,11 +183,27 @@ class EagleConfig(PreTrainedConfig):
                     f"{key} is {getattr(self, key)}, but text_config.vocab_size is {self.text_config.vocab_size}; "
                     "it must be an id inside the vocabulary"
                 )
+            if needed is not None and getattr(self, key) == self.text_config.pad_token_id:
+                raise ValueError(
+                    f"{key} and text_config.pad_token_id are both {getattr(self, key)}, so padding would count as a "
+                    "medium; they must differ"
+                )
+        for token in self.image_markup_token_ids or []:
+            if not 0 <= token < self.text_config.vocab_size:
+                raise ValueError(
+                    f"image_markup_token_ids holds {token}, but text_config.vocab_size is {self.text_config.vocab_size}; "
+                    "all must be ids inside the vocabulary"
+                )
 
     def validate_vision(self):
         if self.vision_config is None:
             return
         tower = self.vision_config.model_type
+        if self.patches_per_side == 0:
+            raise ValueError(
+                f"vision_config.image_size is {self.vision_config.image_size}, less than one patch of "
+                f"{self.vision_config.patch_size} pixels; it must be at least as large"
+            )
         if tower.startswith("siglip") and self.vision_use_cls:
             raise ValueError(f"vision_use_cls is true, but {tower} has no class token; set it to false")
         if tower == "timm_wrapper" and not self.vision_use_cls:

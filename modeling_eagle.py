@@ -210,7 +210,7 @@ class EaglePatchEmbeddings(CLIPVisionEmbeddings):
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
-        return patches.flatten(2).transpose(1, 2) + self.position_embedding.weight[1:]
+        return patches.flatten(2).transpose(1, 2) + self.position_embedding(self.position_ids[:, 1:])
 
 
 class EaglePatchVisionModel(CLIPVisionModel):
@@ -648,7 +648,8 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
     def __init__(self, config: EagleConfig):
         super().__init__(config)
         self.model = EagleModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -829,7 +830,8 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
         media = {kind: model_kwargs.pop(f"{kind}_hidden_states") for kind in kinds}
         for kind, features in media.items():
             if expand_size > 1:
-                mask = self.model.placeholder_mask(input_ids, model_kwargs.get("inputs_embeds"), kind)
+                inputs_embeds = model_kwargs.get("inputs_embeds")  # then input_ids may be empty: (B, 0)
+                mask = self.model.placeholder_mask(None if inputs_embeds is not None else input_ids, inputs_embeds, kind)
                 check_counts(mask, features, kind)
                 samples = features.split(mask.sum(-1).tolist())
                 media[kind] = torch.cat([sample for sample in samples for _ in range(expand_size)])
@@ -867,12 +869,14 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
         **kwargs,
     ):
         """transformers' own, with media tokens in the first step (and in every one without a cache)."""
-        if self.crosses_longrope_switch(input_ids, past_key_values):
+        positions = kwargs.get("position_ids", input_ids)  # input_ids alone may lack a prompt given as embeddings
+        length = positions.shape[-1]
+        if self.crosses_longrope_switch(length, past_key_values):
             # The cached keys were rotated with the short factors: start over with the long ones, as Phi3ForCausalLM does.
             past_key_values, next_sequence_length, is_first_iteration = None, None, True
             if inputs_embeds is not None:
-                written = self.get_input_embeddings()(input_ids[:, inputs_embeds.shape[1] :])
-                inputs_embeds = torch.cat([inputs_embeds, written], dim=1)
+                written = input_ids[:, input_ids.shape[1] - (length - inputs_embeds.shape[1]) :]
+                inputs_embeds = torch.cat([inputs_embeds, self.get_input_embeddings()(written)], dim=1)
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -887,11 +891,11 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
             model_inputs["audio_hidden_states"] = audio_hidden_states
         return model_inputs
 
-    def crosses_longrope_switch(self, input_ids: torch.LongTensor, past_key_values: Cache | None) -> bool:
+    def crosses_longrope_switch(self, length: int, past_key_values: Cache | None) -> bool:
         text = self.config.text_config
         if past_key_values is None or (getattr(text, "rope_parameters", None) or {}).get("rope_type") != "longrope":
             return False
-        return 0 < past_key_values.get_seq_length() <= text.original_max_position_embeddings < input_ids.shape[1]
+        return 0 < past_key_values.get_seq_length() <= text.original_max_position_embeddings < length
 
 
 def restore_prompt(outputs, prompt: torch.LongTensor, expanded_length: int):

@@ -49,6 +49,12 @@ IMPOSSIBLE = [
     (DECODER_MODE | {"audio_layout": "padded"}, ["audio_layout is 'padded'", "'trimmed'"]),
     ({"audio_prompt_ids": [1]}, ["audio_prompt_ids is [1]", "encoder", "null"]),
     (DECODER_MODE | {"audio_prompt_ids": [1, 48]}, ["audio_prompt_ids", "48", "vocabulary"]),
+    ({"text_config": {"num_attention_heads": 3}}, ["text_config.num_attention_heads 3", "multiple"]),
+    ({"vision_config": SIGLIP | {"num_attention_heads": 5}}, ["32", "5", "multiple"]),
+    ({"audio_config": {"encoder_attention_heads": 7}}, ["audio_config.encoder_attention_heads 7", "multiple"]),
+    ({"vision_config": {"image_size": 8, "patch_size": 14}}, ["image_size is 8", "14 pixels"]),
+    ({"image_markup_token_ids": [10, 160]}, ["image_markup_token_ids holds 160", "vocab_size is 160"]),
+    ({"text_config": {"pad_token_id": 16}}, ["image_token_id", "pad_token_id", "16", "must differ"]),
 ]
 
 
@@ -62,6 +68,18 @@ def message_of(tiny_config, changes):
 def test_an_unknown_key_is_an_error_that_names_the_closest(tiny_config, changes, key, closest):
     message = message_of(tiny_config, changes)
     assert key in message and closest in message
+
+
+def test_a_typo_in_a_part_given_as_an_object_is_an_error_too(tiny_config):
+    with pytest.raises(ValueError, match="'hiden_act'; the closest valid key is 'hidden_act'"):
+        EagleConfig(**TINY | {"text_config": Phi3Config(**TINY["text_config"], hiden_act="gelu")})
+
+
+def test_keys_that_published_configurations_still_carry_are_no_typos(tiny_config, tmp_path):
+    """microsoft/Phi-3.5-mini-instruct says attention_bias, openai/clip-vit-large-patch14-336 dropout."""
+    config = tiny_config(text_config={"attention_bias": False}, vision_config={"dropout": 0.0})
+    config.save_pretrained(tmp_path)
+    assert EagleConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize("changes, key", WRONG_TYPES)
@@ -83,9 +101,18 @@ def test_timm_towers_decide_about_their_class_token_themselves(tiny_config):
     assert EagleConfig(**changes | {"vision_use_cls": True}).patches_per_side is None
 
 
-def test_audio_towers_other_than_whisper_are_refused(tiny_config):
-    with pytest.raises(Exception, match="'wav2vec2'; it must be 'whisper'"):
-        EagleConfig(**TINY | {"audio_config": {"model_type": "wav2vec2"}})
+@pytest.mark.parametrize(
+    "part, model_type, right",
+    [
+        ("audio_config", "wav2vec2", "'whisper'"),
+        ("vision_config", "siglip2_vision_model", "'siglip_vision_model'"),
+        ("text_config", "bert", "a causal language model"),
+        ("text_config", "t5", "a causal language model"),
+    ],
+)
+def test_parts_that_cannot_do_the_job_are_refused(part, model_type, right):
+    with pytest.raises(Exception, match=f"{part}.model_type is '{model_type}'.*must be.*{right}"):
+        EagleConfig(**TINY | {part: {"model_type": model_type}})
 
 
 def test_parts_are_optional_and_the_default_is_a_phi3_without_eyes_and_ears():

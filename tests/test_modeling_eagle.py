@@ -650,8 +650,8 @@ def test_generation_across_the_longrope_switch_equals_phi3s(tiny_model, options)
     assert_close(torch.stack(ours.logits), torch.stack(theirs.logits), atol=1e-4)
 
 
-@pytest.mark.parametrize("as_embeddings", [False, True])
-def test_media_survive_the_longrope_switch(tiny_model, as_embeddings):
+@pytest.mark.parametrize("given", ["ids", "ids and embeddings", "embeddings"])
+def test_media_survive_the_longrope_switch(tiny_model, given):
     """At the switch the cache is dropped and everything read again: with the pictures and sounds in it."""
     model = tiny_model(text_config=LONGROPE)
     model.config.text_config.eos_token_id = None
@@ -661,16 +661,38 @@ def test_media_survive_the_longrope_switch(tiny_model, as_embeddings):
     options = {"max_new_tokens": 40 - prompt, "do_sample": False, "eos_token_id": None, "output_logits": True,
                "return_dict_in_generate": True}  # fmt: skip
     inputs = dict(sample)
-    if as_embeddings:
-        inputs = {"input_ids": sample["input_ids"], "inputs_embeds": model.get_input_embeddings()(sample["input_ids"])}
-        first = model(**sample)
-        inputs["inputs_embeds"][sample["input_ids"] == IMAGE] = first.image_hidden_states
-        inputs["inputs_embeds"][sample["input_ids"] == AUDIO] = first.audio_hidden_states
+    if given != "ids":
+        inputs["inputs_embeds"] = model.get_input_embeddings()(sample["input_ids"])
+    if given == "embeddings":
+        del inputs["input_ids"]
     outputs = model.generate(**inputs, **options)
+    if given == "embeddings":  # transformers then returns what was written alone
+        outputs.sequences = torch.cat([sample["input_ids"], outputs.sequences], dim=1)
     full = sample | {"input_ids": outputs.sequences, "attention_mask": torch.ones_like(outputs.sequences)}
     for length in (31, 32, 33, 36):  # a forward pass over the first `length` tokens is the truth on both sides
         cut = full | {name: full[name][:, :length] for name in ("input_ids", "attention_mask")}
         assert_close(outputs.logits[length - prompt], model(**cut).logits[:, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3, "top_k": 1}])
+def test_embeddings_alone_generate_the_same_with_beams(tiny_model, options):
+    model = tiny_model()
+    sample = mixed_sample(2, (1.0, 0.5), (50, 51))
+    options = options | {"max_new_tokens": 6, "eos_token_id": None}
+    by_ids = model.generate(**sample, **options)[:, sample["input_ids"].shape[1] :]
+    ids = sample.pop("input_ids")
+    assert torch.equal(model.generate(**sample, inputs_embeds=model.get_input_embeddings()(ids), **options), by_ids)
+
+
+def test_the_head_may_have_a_bias(tiny_model, tmp_path):
+    model = tiny_model(lm_head_bias=True)
+    model.lm_head.bias.data.normal_()
+    model.save_pretrained(tmp_path)
+    inputs = {"input_ids": torch.randint(50, 160, (1, 5))}
+    assert torch.equal(type(model).from_pretrained(tmp_path)(**inputs).logits, model(**inputs).logits)
+    without = tiny_model()
+    without.load_state_dict({name: w for name, w in model.state_dict().items() if name != "lm_head.bias"})
+    assert_close(without(**inputs).logits + model.lm_head.bias, model(**inputs).logits)
 
 
 # --- saving and loading -------------------------------------------------------------------------------------------------

@@ -18,9 +18,19 @@ ROOT = Path(__file__).parents[1]
 
 
 def assemble(preset: str, weights: list[Path], output: Path, seed: int) -> None:
-    """Writes the checkpoint to `output`. Raises ValueError for a weight that the model has no place for."""
+    """Writes the checkpoint to `output`.
+
+    Raises ValueError for a weight that the model has no place for, and for a preset whose vocabulary is not the one that
+    lies here.
+    """
     model_class = get_class_from_dynamic_module("modeling_eagle.EagleForConditionalGeneration", str(ROOT))
     config = model_class.config_class.from_json_file(ROOT / "configs" / f"{preset}.json")
+    processor = AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
+    if processor.image_token_id != config.image_token_id:
+        raise ValueError(
+            f"the preset {preset!r} has its image placeholder at {config.image_token_id}, but the tokenizer of this "
+            f"repository at {processor.image_token_id}; 'eagle-tiny' is the preset that goes with it"
+        )
     torch.manual_seed(seed)
     model = model_class(config)
     for folder in weights:
@@ -29,7 +39,7 @@ def assemble(preset: str, weights: list[Path], output: Path, seed: int) -> None:
         if unexpected:
             raise ValueError(f"{folder} holds {unexpected[0]!r}, which the preset {preset!r} has no place for")
     model.to(torch.bfloat16).save_pretrained(output)
-    AutoProcessor.from_pretrained(ROOT, trust_remote_code=True).save_pretrained(output)
+    processor.save_pretrained(output)
     print(f"{output}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 

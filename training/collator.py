@@ -12,6 +12,9 @@ class EagleCollator:
     `labels` (batch, tokens) int64 hold the ids of the assistant's turns, end-of-turn token included, as the chat
     template's own `{% generation %}` mask marks them, and -100 elsewhere. Raises ValueError for a batch without a
     single label, which would train nothing.
+
+    A column `cell_words` (training/synthesis/dense.py) labels the tokens of a row's first picture as well. A picture
+    then teaches dozens of words where its answer holds three.
     """
 
     def __init__(self, processor):
@@ -21,6 +24,7 @@ class EagleCollator:
         layouts = {key: rows[0][key] for key in ("image_layout", "audio_layout") if key in rows[0]}
         batch = self.processor.apply_chat_template(
             [with_media(row) for row in rows],
+            tools=tools_of(rows),
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
@@ -30,7 +34,24 @@ class EagleCollator:
         if not is_answer.any():
             raise ValueError(f"no token of this batch is the assistant's; its first row is {rows[0]['messages']}")
         batch["labels"] = batch["input_ids"].masked_fill(~is_answer, -100)
+        for ids, labels, row in zip(batch["input_ids"], batch["labels"], rows, strict=True):
+            self.label_cells(ids, labels, row.get("cell_words", []))
         return dict(batch)
+
+    def label_cells(self, input_ids: torch.Tensor, labels: torch.Tensor, cell_words: list[str]) -> None:
+        """Writes the last token of each cell's word into `labels` (tokens,), where the cell's own token predicts it."""
+        positions = (input_ids == self.processor.image_token_id).nonzero().flatten().tolist()
+        for position, word in zip(positions, cell_words, strict=False):
+            if word:
+                labels[position + 1] = self.processor.tokenizer(word, add_special_tokens=False).input_ids[-1]
+
+
+def tools_of(rows: list[dict[str, Any]]) -> list | None:
+    """The tools of all rows, a list or its JSON; ValueError where they differ: the template renders one list a batch."""
+    tools = [row.get("tools") for row in rows]
+    if any(other != tools[0] for other in tools):
+        raise ValueError("rows of one batch have different `tools`; give batches of one row, or rows with equal tools")
+    return json.loads(tools[0]) if isinstance(tools[0], str) else tools[0]
 
 
 def with_media(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer, TrlParser
 
+from training import attention
 from training.collator import EagleCollator
 from training.data import world_dataset
 from training.optimizer import MuonAdamW
@@ -77,6 +78,8 @@ def main() -> None:
     mix, rates = (json.loads(v) if isinstance(v, str) else v for v in (arguments.mix, arguments.rates))
     model = AutoModelForMultimodalLM.from_pretrained(arguments.model, trust_remote_code=True, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
+    if config.use_cpu:
+        model.set_attn_implementation(attention.NAME)
     freeze(model, rates)
     batches = config.max_steps * config.gradient_accumulation_steps
     dataset = world_dataset(mix, batches, config.per_device_train_batch_size, config.seed)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -28,11 +28,13 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from trl import TrlParser
 
+from training import attention
 from training.optimizer import MuonAdamW
 from training.synthesis import dense
 
 ROOT = str(Path(__file__).parents[1])
 EagleModel = get_class_from_dynamic_module("modeling_eagle.EagleModel", ROOT)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODULES = {"vision": ("vision_tower", "multi_modal_projector"), "audio": ("audio_tower", "audio_projector")}
 
 
@@ -43,7 +45,8 @@ class TowerConfig:
     tower: str
     output_dir: str
     preset: str = "configs/eagle-tiny.json"
-    start_from: str | None = None  # output folder of an earlier stage: its towers and its heads
+    start_from: str | None = None  # output folder of an earlier stage, for its tower and projector
+    frozen_steps: int = 0  # first steps, in which the tower stands still while the new heads come to know it
     quadrants: bool = False  # vision: attention within quarters of a crop and patch targets only, at half the price
     easiest: float = 0.0  # difficulty of the first and
     hardest: float = 1.0  # of the last pictures, see dense.random_picture
@@ -77,7 +80,7 @@ class DenseHeads(nn.ModuleDict):
                 continue
             logits = self[kind](states).float()
             logits, target = logits.reshape(-1, dense.CLASSES[kind]), target.reshape(-1)
-            weight = torch.ones(dense.CLASSES[kind])
+            weight = torch.ones(dense.CLASSES[kind], device=logits.device)
             weight[0] = empty_weight
             losses[kind] = F.cross_entropy(logits, target, weight)
             something = target > 0
@@ -98,9 +101,9 @@ def build_model(config: TowerConfig) -> nn.Module:
         start_local(model.vision_tower)
     else:
         start_near_identity(model.audio_tower)
-    if config.quadrants:
-        model.set_attn_implementation("eager")  # faster than torch's fused kernel on so few patches, on a CPU
-    return model.train()
+    if DEVICE == "cpu":
+        model.set_attn_implementation(attention.NAME)
+    return model.to(DEVICE).train()
 
 
 @torch.no_grad()
@@ -201,7 +204,7 @@ def encode(model: nn.Module, config: TowerConfig, batch: torch.Tensor) -> tuple[
     if config.tower == "vision":
         output = model.get_image_features(batch)
     else:
-        output = model.get_audio_features(batch, torch.ones(batch.shape[0], batch.shape[2], dtype=torch.long))
+        output = model.get_audio_features(batch, batch.new_ones(batch.shape[0], batch.shape[2], dtype=torch.long))
     tokens = output.pooler_output
     return output.last_hidden_state, tokens.reshape(batch.shape[0], -1, tokens.shape[-1])
 
@@ -240,30 +243,31 @@ def train(config: TowerConfig) -> None:
     make_batch = picture_batch if config.tower == "vision" else recording_batch
     _, targets = make_batch(random.Random(0), 1, 0.0)
     tower_width = getattr(model.config, f"{config.tower}_config").hidden_size
-    heads = DenseHeads(list(targets), tower_width, model.config.text_config.hidden_size)
+    heads = DenseHeads(list(targets), tower_width, model.config.text_config.hidden_size).to(DEVICE)
     trained = [getattr(model, name) for name in MODULES[config.tower]] + [heads]
     named = [pair for module in trained for pair in module.named_parameters()]
     optimizer = MuonAdamW([(named, config.learning_rate)], config.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(schedule, config))
     if config.start_from:
-        # With new heads, their random gradients would undo in 100 steps what the tower has learnt (docs/LOG.md).
-        earlier = torch.load(Path(config.start_from) / "checkpoint.pt", weights_only=True)
-        model.load_state_dict(earlier["model"], strict=False)
-        heads.load_state_dict(earlier["heads"])
+        model.load_state_dict(load_file(Path(config.start_from) / "model.safetensors"), strict=False)
     first = 0
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, weights_only=True, map_location=DEVICE)
         model.load_state_dict(saved["model"], strict=False)
         heads.load_state_dict(saved["heads"])
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         first = saved["step"]
+    tower = trained[0]
     started, window = time.time(), []
     for step in tqdm(range(first, config.steps), initial=first, total=config.steps, mininterval=30):
         difficulty = config.easiest + (config.hardest - config.easiest) * step / config.steps
         batch, targets = make_batch(random.Random(f"{config.seed}/{step}"), config.batch_size, difficulty)
-        with torch.autocast("cpu", torch.bfloat16):
+        # New heads' random gradients would undo in 100 steps what the tower has learnt (docs/LOG.md).
+        tower.requires_grad_(step >= config.frozen_steps)
+        batch, targets = batch.to(DEVICE), {kind: target.to(DEVICE) for kind, target in targets.items()}
+        with torch.autocast(DEVICE, torch.bfloat16):
             features, tokens = encode(model, config, batch)
             losses, accuracies = heads.losses(features, tokens, targets, config.empty_weight)
         sum(losses.values()).backward()

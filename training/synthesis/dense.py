@@ -103,22 +103,30 @@ def picture_crops(rng: random.Random, picture: Picture) -> list[tuple[Image.Imag
     stretched overview crop of the "overview" layout.
     """
     picture = replace(picture, image=soften(rng, picture.image))
-    width, height = picture.image.size
-    if rng.random() < 0.25:
-        columns = rows = 1
-        canvas = move(picture, picture.image.resize((CROP, CROP), Image.Resampling.BICUBIC), CROP / width, CROP / height)
-    else:
-        columns, rows = -(-width // CROP), -(-height // CROP)
-        scale = min(columns * CROP / width, rows * CROP / height)
-        size = min(math.ceil(width * scale), columns * CROP), min(math.ceil(height * scale), rows * CROP)
-        left, top = (columns * CROP - size[0]) // 2, (rows * CROP - size[1]) // 2
-        image = Image.new("RGB", (columns * CROP, rows * CROP))
-        image.paste(picture.image.resize(size, Image.Resampling.BICUBIC), (left, top))
-        canvas = move(picture, image, size[0] / width, size[1] / height, left, top)
+    canvas = stretched(picture) if rng.random() < 0.25 else tiled(picture)
+    columns, rows = (side // CROP for side in canvas.image.size)
     boxes = [(x * CROP, y * CROP, (x + 1) * CROP, (y + 1) * CROP) for y in range(rows) for x in range(columns)]
     return [
         (canvas.image.crop(box), crop_targets(move(canvas, canvas.image, left=-box[0], top=-box[1]))) for box in boxes
     ]
+
+
+def stretched(picture: Picture) -> Picture:
+    """The picture as one crop, its sides scaled each for itself: the overview of the "overview" layout."""
+    width, height = picture.image.size
+    return move(picture, picture.image.resize((CROP, CROP), Image.Resampling.BICUBIC), CROP / width, CROP / height)
+
+
+def tiled(picture: Picture) -> Picture:
+    """The picture scaled to fit a canvas of whole crops, centred on black: the "grid" layout."""
+    width, height = picture.image.size
+    columns, rows = -(-width // CROP), -(-height // CROP)
+    scale = min(columns * CROP / width, rows * CROP / height)
+    size = min(math.ceil(width * scale), columns * CROP), min(math.ceil(height * scale), rows * CROP)
+    left, top = (columns * CROP - size[0]) // 2, (rows * CROP - size[1]) // 2
+    image = Image.new("RGB", (columns * CROP, rows * CROP))
+    image.paste(picture.image.resize(size, Image.Resampling.BICUBIC), (left, top))
+    return move(picture, image, size[0] / width, size[1] / height, left, top)
 
 
 def move(picture: Picture, image: Image.Image, sx: float = 1, sy: float = 1, left: float = 0, top: float = 0) -> Picture:
@@ -169,6 +177,21 @@ def crop_targets(picture: Picture) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+def cell_words(picture: Picture, layout: str) -> list[str]:
+    """What a picture of one crop says in each of its 128 cells, in the order of the tokens, as answers spell it.
+
+    The word (after a space) whose last character lies in the cell, or the last of a code's or number's characters there;
+    "" where nothing ends. The language model learns to say it at the cell's token, see training/collator.py. Of a
+    picture with several crops nothing is said: "".
+    """
+    cells = np.full((TOKEN_ROWS, TOKEN_COLUMNS), "", object)
+    if max(picture.image.size) <= CROP:
+        for g in (stretched if layout == "overview" else tiled)(picture).glyphs:
+            if g.ends:
+                put(cells, g.ends, (g.left + g.right) / 2, (g.top + g.bottom) / 2)
+    return cells.flatten().tolist()
+
+
 def fill(grid: np.ndarray, target: int, left: float, top: float, right: float, bottom: float) -> None:
     """Sets the cells of `grid`, which is laid over the crop, whose middles lie in the box."""
     down, across = CROP / grid.shape[0], CROP / grid.shape[1]
@@ -176,7 +199,7 @@ def fill(grid: np.ndarray, target: int, left: float, top: float, right: float, b
     grid[rows, max(0, round(left / across)) : max(0, round(right / across))] = target
 
 
-def put(grid: np.ndarray, target: int, x: float, y: float) -> None:
+def put(grid: np.ndarray, target: int | str, x: float, y: float) -> None:
     """Sets the one cell of `grid` in which the point lies, if it lies in the crop."""
     if 0 <= x < CROP and 0 <= y < CROP:
         grid[int(y * grid.shape[0] / CROP), int(x * grid.shape[1] / CROP)] = target

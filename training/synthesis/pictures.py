@@ -6,7 +6,7 @@ Every picture knows what lies where in it, so that the same drawing serves twice
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -57,13 +57,14 @@ CHART_LEVELS = 20  # bars end on twentieths of the axis
 
 @dataclass
 class Glyph:
-    """One drawn character: the box it fills (pixels, y down) and its line's middle."""
+    """One drawn character and the box it fills (pixels, y down)."""
 
     character: str
     left: float
     top: float
     right: float
     bottom: float
+    ends: str = ""  # what an answer that reads on says here: the word that this character is the last of, or itself
 
 
 @dataclass
@@ -163,11 +164,19 @@ def draw_text(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, font, fi
     draw.text((x, y), text, font=font, fill=fill)
     ascent, descent = font.getmetrics()
     edges = [x + font.getlength(text[:i]) for i in range(len(text) + 1)]
+    ends = [end for piece in text.split(" ") for end in (*word_ends(piece), "")]
     return [
-        Glyph(character, edges[i], y, edges[i + 1], y + ascent + descent)
+        Glyph(character, edges[i], y, edges[i + 1], y + ascent + descent, ends[i])
         for i, character in enumerate(text)
         if character != " "
     ]
+
+
+def word_ends(piece: str) -> list[str]:
+    """For each character what ends with it: words of the world are read as one, codes and numbers by character."""
+    if piece.lower() in WORDS:
+        return [""] * (len(piece) - 1) + [f" {piece.lower()}"]
+    return list(piece.upper())
 
 
 def luminance(colour: tuple[int, int, int]) -> float:
@@ -239,7 +248,9 @@ def resize(picture: Picture, width: int, height: int) -> Picture:
     sx, sy = width / picture.image.width, height / picture.image.height
     if (sx, sy) == (1, 1):
         return picture
-    glyphs = [Glyph(g.character, g.left * sx, g.top * sy, g.right * sx, g.bottom * sy) for g in picture.glyphs]
+    glyphs = [
+        replace(g, left=g.left * sx, top=g.top * sy, right=g.right * sx, bottom=g.bottom * sy) for g in picture.glyphs
+    ]
     return Picture(picture.image.resize((width, height), Image.Resampling.BICUBIC), glyphs)
 
 
@@ -282,6 +293,25 @@ def sign(rng: random.Random, words: tuple[str, ...], split: str) -> Picture:
         x = left + (longest - font.getlength(line)) / 2 * centred
         picture.glyphs += draw_text(draw, x, top + i * spacing, line, font, ink)
     return picture
+
+
+def poster(rng: random.Random, texts: list[str], split: str) -> tuple[Picture, int]:
+    """As many of the texts as find room in one crop, in lines of one size and typeface, and how many these are."""
+    width, height, size = rng.randint(220, CROP), rng.randint(160, CROP), random_size(rng, high=48)
+    font_name, font = choose_font(rng, split, size)
+    paper, ink = random_colours(rng)
+    picture = Picture(background(rng, width, height, paper), facts={"font": font_name, "size": size})
+    draw = ImageDraw.Draw(picture.image)
+    left, spacing, gap = rng.uniform(4, 20), rng.uniform(1.15, 1.6) * size, rng.uniform(0.3, 0.8) * size
+    x, y = left, rng.uniform(2, 20)
+    for i, text in enumerate(texts):
+        if x > left and (x + font.getlength(text) > width - 4 or rng.random() < 0.15):
+            x, y = left, y + spacing
+        if x + font.getlength(text) > width - 4 or y + spacing > height:
+            return picture, i
+        picture.glyphs += draw_text(draw, x, y, text, font, ink)
+        x += font.getlength(text) + gap
+    return picture, len(texts)
 
 
 def split_lines(rng: random.Random, words: tuple[str, ...]) -> list[list[str]]:

@@ -3,8 +3,8 @@
     python -m training.synthesis.samples chart --split test --count 4 --output out/samples
 
 A row is a conversation (columns as TRL names them): `messages`, the media in order of appearance in `images` (PIL),
-`audios` (mono float32 at 16 kHz) and `videos` (frames (T, H, W, 3) uint8, one a second), and `meta`: the skill, and
-what scores are split by. Everything follows from (skill, split, seed); `world.split` keeps train and test apart.
+`audios` (mono float32 at 16 kHz) and `videos` (frames (T, H, W, 3) uint8, one a second), `meta`: the skill, and
+what scores are split by, and where one was drawn the `picture` with what lies where in it. Everything follows from (skill, split, seed); `world.split` keeps train and test apart.
 """
 
 import argparse
@@ -65,6 +65,15 @@ def speech(rng: random.Random, split: str, text: str) -> tuple[np.ndarray, dict]
 # ------------------------------------------------------------------------------------------------ skills
 
 
+def page(rng: random.Random, split: str) -> dict:
+    """Everything that a picture says: 1 to 48 words and codes. Training only: many answered tokens for one picture."""
+    shown = 0
+    while not shown:
+        texts = [pictures.random_code(rng, split) if rng.random() < 0.2 else rng.choice(world.WORDS) for _ in range(48)]
+        picture, shown = pictures.poster(rng, [pictures.random_case(rng, text) for text in texts], split)
+    return ask_about(rng, split, picture, "read the page", " ".join(texts[:shown]), spoken=False)
+
+
 def sign(rng: random.Random, split: str, spoken: bool = False) -> dict:
     """Text in pictures: 1 to 4 words of the world, answered in lower case."""
     words = pictures.random_words(rng, split)
@@ -81,7 +90,7 @@ def code(rng: random.Random, split: str, spoken: bool = False) -> dict:
 
 def ask_about(rng, split: str, picture: Picture, question: str, answer: str, spoken: bool, **meta) -> dict:
     image = pictures.soften(rng, picture.image)
-    return ask(rng, split, ("image", image), question, answer, spoken, **picture.facts, **meta)
+    return ask(rng, split, ("image", image), question, answer, spoken, **picture.facts, **meta) | {"picture": picture}
 
 
 def chart(rng: random.Random, split: str, spoken: bool = False) -> dict:
@@ -99,11 +108,27 @@ def chart(rng: random.Random, split: str, spoken: bool = False) -> dict:
     return ask_about(rng, split, picture, question, str(level * picture.facts["maximum"] // CHART_LEVELS), spoken)
 
 
+def bars(rng: random.Random, split: str) -> dict:
+    """Every bar of a chart, from left to right: "label value, label value". Training only."""
+    picture = pictures.chart(rng, pictures.random_bars(rng, split), split)
+    unit = picture.facts["maximum"] // CHART_LEVELS
+    answer = ", ".join(f"{bar.label} {bar.level * unit}" for bar in picture.bars)
+    return ask_about(rng, split, picture, "list the bars", answer, spoken=False)
+
+
 def scene(rng: random.Random, split: str, spoken: bool = False) -> dict:
     """Counting and shapes: how many of what, which colour, which shape, where, whether there is any."""
     picture = pictures.scene(rng, pictures.random_kinds(rng, split))
     kind, question, answer = rng.choice(scene_questions(rng, picture))
     return ask_about(rng, split, picture, question, answer, spoken, kind=kind)
+
+
+def things(rng: random.Random, split: str) -> dict:
+    """Every thing of a scene, from top to bottom: "colour shape, colour shape". Training only."""
+    picture = pictures.scene(rng, pictures.random_kinds(rng, split))
+    items = sorted(picture.items, key=lambda item: item.y)
+    answer = ", ".join(f"{item.colour} {item.shape}" for item in items)
+    return ask_about(rng, split, picture, "list the shapes", answer, spoken=False)
 
 
 def scene_questions(rng: random.Random, picture: Picture) -> list[tuple[str, str, str]]:
@@ -146,8 +171,7 @@ def place_of(item: Item, size: tuple[int, int]) -> str | None:
 
 def clip(rng: random.Random, split: str, spoken: bool = False) -> dict:
     """Video: 2 to 4 different things appear one after the other; their order is asked."""
-    names = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-    order = pictures.drawn("clip", split, lambda: tuple(rng.sample(names, rng.randint(2, 4))))
+    order = random_order(rng, split)
     things = [f"{colour} {shape}" for colour, shape in order]
     i = rng.randrange(len(things))
     questions = [("which shape is first", things[0]), ("which shape is last", things[-1])]
@@ -157,6 +181,12 @@ def clip(rng: random.Random, split: str, spoken: bool = False) -> dict:
         questions += [(f"which shape is before the {things[i]}", things[i - 1])]
     question, answer = rng.choice(questions)
     return ask(rng, split, ("video", clip_frames(rng, order)), question, answer, spoken)
+
+
+def random_order(rng: random.Random, split: str) -> tuple[tuple[str, str], ...]:
+    """2 to 4 different (colour, shape) things, in the order in which they appear."""
+    names = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    return pictures.drawn("clip", split, lambda: tuple(rng.sample(names, rng.randint(2, 4))))
 
 
 def clip_frames(rng: random.Random, order: tuple[tuple[str, str], ...]) -> np.ndarray:
@@ -217,7 +247,10 @@ def spoken_fact(rng: random.Random, split: str) -> dict:
 
 SKILLS = {
     function.__name__: function
-    for function in (sign, code, sentence, chart, scene, clip, spoken_picture, fact, spoken_fact, request)
+    for function in (
+        *(sign, code, sentence, chart, scene, clip, spoken_picture, fact, spoken_fact, request),
+        *(page, bars, things),
+    )
 }
 
 
