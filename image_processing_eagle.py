@@ -10,6 +10,8 @@ padded with black.
 """
 
 import math
+import threading
+from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -32,6 +34,8 @@ except (ImportError, RuntimeError):  # RuntimeError: a torchvision that was buil
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+PIL_LIMIT = threading.Lock()
+
 
 class EagleImagesKwargs(ImagesKwargs, total=False):
     image_layout: Literal["grid", "overview"] | None
@@ -48,6 +52,8 @@ class EagleImageProcessor(BaseImageProcessor):
         crop_size: side of a crop in pixels.
         max_pixels: limit on height * width, checked before a file is decoded (a small file can hold a huge picture).
         image_mean, image_std: per channel, for values in 0..1.
+
+    Raises `ValueError` for an unknown layout and for limits and sizes below what can work.
     """
 
     _auto_class = "AutoImageProcessor"  # saving takes this code along
@@ -67,6 +73,10 @@ class EagleImageProcessor(BaseImageProcessor):
     ):
         super().__init__(**kwargs)
         check_layout(image_layout)
+        check_least("max_crops", max_crops, 1)
+        check_least("max_slices", max_slices, 2)  # one slice would be the overview again
+        check_least("crop_size", crop_size, 1)
+        check_least("max_pixels", max_pixels, 1)
         self.image_layout = image_layout
         self.max_crops = max_crops
         self.max_slices = max_slices
@@ -86,8 +96,9 @@ class EagleImageProcessor(BaseImageProcessor):
         require_pil()
         file, name = read_source(source)
         try:
-            image = Image.open(file)
-        except Image.DecompressionBombError as error:
+            with pil_limit(self.max_pixels):
+                image = Image.open(file)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ValueError(f"Picture {name} is above max_pixels = {self.max_pixels}: {error}") from error
         except (OSError, ValueError, SyntaxError) as error:
             raise ValueError(f"Cannot read {name} as a picture: {error}") from error
@@ -114,7 +125,8 @@ class EagleImageProcessor(BaseImageProcessor):
             `pixel_values` float32 (total_crops, 3, crop_size, crop_size), crops of a picture row by row, and
             `image_sizes` int64 (pictures, 2), heights and widths as given.
 
-        Raises `ValueError` for damaged files, pictures that are empty, too large or hold NaN, and unknown layouts.
+        Raises `ValueError` for damaged files, pictures that are empty, too large or hold NaN, unknown layouts and
+        `max_crops` below 1.
         """
         arrays = [self.to_rgb(image) for image in flatten(self.fetch_images(images))]
         crops = [self.cut(array, image_layout, max_crops) for array in arrays]
@@ -137,7 +149,9 @@ class EagleImageProcessor(BaseImageProcessor):
         """Rows and columns of the canvas of a picture; (0, 0) for an overview alone."""
         check_layout(image_layout or self.image_layout)
         if (image_layout or self.image_layout) == "grid":
-            return grid_canvas(height, width, self.crop_size, max_crops or self.max_crops)
+            max_crops = self.max_crops if max_crops is None else max_crops
+            check_least("max_crops", max_crops, 1)
+            return grid_canvas(height, width, self.crop_size, max_crops)
         return overview_canvas(height, width, self.crop_size, self.max_slices)
 
     def get_number_of_image_patches(self, height, width, images_kwargs=None):
@@ -161,6 +175,22 @@ class EagleImageProcessor(BaseImageProcessor):
 def check_layout(image_layout):
     if image_layout not in ("grid", "overview"):
         raise ValueError(f"image_layout is {image_layout!r}; use 'grid' or 'overview'.")
+
+
+def check_least(name, value, least):
+    if not value >= least:
+        raise ValueError(f"{name} is {value!r}; expected at least {least}.")
+
+
+@contextmanager
+def pil_limit(pixels):
+    """PIL has a limit of its own, one for the whole process; here it stands at `pixels` for a moment."""
+    with PIL_LIMIT:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def require_pil():
@@ -247,7 +277,7 @@ def pil_to_rgb(image):
         if image.has_transparency_data:
             return array_to_rgb(np.asarray(image.convert("RGBA")))
         return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         name = getattr(image, "filename", "") or f"in mode {image.mode}"
         raise ValueError(f"Cannot read picture {name}: {error}") from error
 
@@ -255,8 +285,12 @@ def pil_to_rgb(image):
 def upright(image):
     """Apply the EXIF orientation, as every viewer does with a phone's photos."""
     turns = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }
     turn = turns.get(image.getexif().get(ExifTags.Base.Orientation))

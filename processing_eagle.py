@@ -10,7 +10,6 @@ in the model: `<image>` 128 placeholders `</image>` a crop, `<audio>` N placehol
 video is its frames as pictures, each after its time, and then its sound track.
 """
 
-import base64
 import json
 import math
 import os
@@ -25,11 +24,12 @@ from transformers import AutoTokenizer
 from transformers.processing_utils import AudioKwargs, ImagesKwargs, MultiModalData, ProcessingKwargs, ProcessorMixin
 
 from .image_processing_eagle import fit, flatten
-from .media_eagle import audio_to_float, frame_times, is_source, read_audio, read_video, resample
+from .media_eagle import audio_to_float, decode_base64, frame_times, is_source, read_audio, read_video, resample
 
 IMAGE_TOKEN = "<|image_pad|>"
 AUDIO_TOKEN = "<|audio_pad|>"
 VIDEO_TOKEN = "<|video_pad|>"  # stands in rendered text only: it is spliced into pictures and sound, never tokenized
+PART_TYPES = ("text", "image", "image_url", "audio", "video")  # of a message's content; the base resolves "image_url"
 
 
 class EagleImagesKwargs(ImagesKwargs, total=False):
@@ -97,6 +97,7 @@ class EagleProcessor(ProcessorMixin):
         self.audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
         self.transcript_tokenizer = None  # decoder mode: the audio tower's own, see `from_pretrained`
         feature_extractor.model_input_names = ["input_features", "input_features_mask"]
+        feature_extractor.padding_side = tokenizer.padding_side  # or pipelines refuse batches; `extract_features` pads
         super().__init__(image_processor, feature_extractor, tokenizer, chat_template=chat_template)
 
     # From messages and media to inputs
@@ -133,7 +134,9 @@ class EagleProcessor(ProcessorMixin):
         loaded = []
         for message in getattr(conversation, "messages", conversation):
             content = message.get("content")
-            if isinstance(content, (list, tuple)):
+            if message.get("role") == "tool" and not isinstance(content, str) and not is_parts(content):
+                content = to_json(content)  # the base class looks for media in whatever is no string
+            elif isinstance(content, (list, tuple)):
                 content = [part for given in content for part in self.load_part(given, sampling_rate)]
             loaded.append({**message, "content": content})
         return loaded
@@ -143,7 +146,7 @@ class EagleProcessor(ProcessorMixin):
         kind = part["type"]
         medium = next((part[key] for key in (kind, "url", "path") if part.get(key) is not None), None)
         if part.get("base64") is not None:
-            medium = base64.b64decode(part["base64"])
+            medium = decode_base64(part["base64"])
         if medium is None or kind not in ("image", "audio", "video"):
             return [part]
         if kind == "image":
@@ -183,7 +186,8 @@ class EagleProcessor(ProcessorMixin):
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Load every medium, into flat lists in order of appearance, and splice the videos in. Called by the base."""
         text = [text] if isinstance(text, str) else text and list(text)  # a copy: the base class writes into it
-        images = None if images is None else flatten(self.image_processor.fetch_images(images))
+        if images is not None:
+            images = [with_channel(image) for image in flatten(self.image_processor.fetch_images(images))]
         if audio is not None:
             rate = kwargs.get("sampling_rate") or kwargs.get("audio_kwargs", {}).get("sampling_rate")
             audio = [self.load_audio(sound, rate) for sound in flat_audio(audio)]
@@ -294,7 +298,7 @@ class EagleProcessor(ProcessorMixin):
         """One sound as float32 (samples,) at 16 kHz, channels averaged.
 
         `source` is a path, URL, bytes, {"array", "sampling_rate"}, or at `sampling_rate` an array (samples,) or with a
-        second, shorter axis of channels. Raises `ValueError` for empty or damaged sound and for NaN.
+        second, shorter axis of channels. Raises `ValueError` for empty, too short or damaged sound and for NaN.
         """
         name = "given"
         if isinstance(source, dict) and source.get("array") is not None:
@@ -307,7 +311,13 @@ class EagleProcessor(ProcessorMixin):
             raise ValueError(f"Sound {name} holds no samples.")
         if not np.isfinite(waveform).all():
             raise ValueError(f"Sound {name} holds NaN or infinite samples.")
-        return resample(waveform, sampling_rate, self.feature_extractor.sampling_rate)
+        target = self.feature_extractor.sampling_rate
+        resampled = resample(waveform, sampling_rate, target)
+        if not resampled.size:
+            raise ValueError(
+                f"Sound {name} is too short: its {waveform.size} samples at {sampling_rate} Hz are none at {target} Hz."
+            )
+        return resampled
 
     def _process_audio(self, audio, audio_layout=None, audio_transcripts=None, **kwargs):
         """Log-mel windows of every sound, and the spans that stand for them. Called by the base."""
@@ -330,9 +340,10 @@ class EagleProcessor(ProcessorMixin):
         check_choice("audio_layout", audio_layout or self.audio_layout, ("trimmed", "padded"))
         frames = [math.ceil(len(window) / extractor.hop_length) for window in windows]
         computed = min(max(frames) + 3, extractor.nb_max_frames)
+        length = computed * extractor.hop_length
         mel = extractor(
-            windows,
-            max_length=computed * extractor.hop_length,
+            [np.pad(window, (0, length - len(window))) for window in windows],
+            max_length=length,
             sampling_rate=extractor.sampling_rate,
             return_tensors="pt",
         )["input_features"]
@@ -369,10 +380,12 @@ class EagleProcessor(ProcessorMixin):
 
         `source` is a path, URL or bytes, or an array (frames, h, w, 3) or list of pictures, one each 1 / `video_fps` s.
         Returns a list of uint8 (336, 336, 3) letter-boxed frames, their times in seconds, and the sound track as
-        float32 (samples,) at 16 kHz or None. Raises `ValueError` for what is no video or is damaged.
+        float32 (samples,) at 16 kHz or None. Raises `ValueError` for what is no video, is empty, damaged or cut off.
         """
         if is_source(source):
             frames, times, track = read_video(source, self.video_fps, self.max_frames, self.image_processor.max_pixels)
+        elif not len(source):
+            raise ValueError("Video given holds no pictures: expected a file, or an array or list of at least one.")
         else:
             times = frame_times(len(source) / self.video_fps, self.video_fps, self.max_frames)
             frames, track = [source[int(time * self.video_fps)] for time in times], None
@@ -427,19 +440,49 @@ class EagleProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save the processor, its tokenizer in `tokenizer/` and, identical, at the root."""
-        saved = super().save_pretrained(save_directory, **kwargs)
+        saved = super().save_pretrained(os.fspath(save_directory), **kwargs)
+        self.save_tokenizers(save_directory)
+        return saved
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        """Called by the base class at the end of its `save_pretrained(push_to_hub=True)`: ours has to come first."""
+        self.save_tokenizers(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def save_tokenizers(self, save_directory):
+        """Write the folders with tokenizers beside what the base class has saved."""
         folder = os.path.join(save_directory, self.tokenizer_folder)
         self.tokenizer.save_pretrained(folder)
         for name in ("tokenizer_config.json", "chat_template.jinja"):  # the base class adds entries at the root
             shutil.copyfile(os.path.join(save_directory, name), os.path.join(folder, name))
+        os.utime(folder)  # files written again leave its time as it was, and the upload goes by that
         if self.transcript_tokenizer is not None:
-            self.transcript_tokenizer.save_pretrained(os.path.join(save_directory, self.transcript_tokenizer_folder))
-        return saved
+            folder = os.path.join(save_directory, self.transcript_tokenizer_folder)
+            self.transcript_tokenizer.save_pretrained(folder)
+            os.utime(folder)
 
 
 def check_choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; use {' or '.join(map(repr, choices))}.")
+
+
+def is_parts(content):
+    """Whether a message's content is a list of parts; a tool may return any other list as its result."""
+    is_list = isinstance(content, (list, tuple)) and bool(content)
+    return is_list and isinstance(content[0], dict) and content[0].get("type") in PART_TYPES
+
+
+def to_json(value):
+    """JSON as the chat template writes it: what a tool returns must never become a special token."""
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def with_channel(image):
+    """A picture as the base class counts them: grey arrays (h, w) get an axis for their one channel."""
+    if getattr(image, "ndim", None) != 2:
+        return image
+    return image[None] if isinstance(image, torch.Tensor) else image[..., None]
 
 
 def check_counts(text, media):

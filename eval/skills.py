@@ -73,7 +73,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     z = 1.96
     middle = (right + z * z / 2) / (total + z * z)
     half = z / (total + z * z) * math.sqrt(right * (total - right) / total + z * z / 4)
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def word_error_rate(pairs: list[tuple[str, str]]) -> float:

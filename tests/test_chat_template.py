@@ -81,6 +81,35 @@ def test_calls_and_their_results(tokenizer, call):
     )
 
 
+@pytest.mark.parametrize(
+    "result", [5, 0, -1.5, True, False, None, "", [], [1, 2], ["a", None], [{"name": "attic"}], [{"type": "fruit"}], {}]
+)
+def test_any_result_of_a_tool_is_written_as_json(tokenizer, result):
+    rendered = tokenizer.apply_chat_template([{"role": "tool", "content": result}], tokenize=False)
+    written = result if isinstance(result, str) else json.dumps(result)
+    assert rendered == f"<|tool_response|>\n{written}<|end|>\n"
+
+
+def test_a_result_of_parts_is_written_as_they_are(tokenizer):
+    parts = [{"type": "text", "text": "here <|end|>"}, {"type": "image"}]
+    rendered = tokenizer.apply_chat_template([{"role": "tool", "content": parts}], tokenize=False)
+    assert rendered == "<|tool_response|>\nhere < |end|><|image_pad|><|end|>\n"
+
+
+@pytest.mark.parametrize("arguments", [{}, {"arguments": None}, {"arguments": ""}, {"arguments": {}}])
+def test_a_call_without_arguments_has_none(tokenizer, arguments):
+    for call in ({"name": "ring", **arguments}, {"function": {"name": "ring", **arguments}}):
+        rendered = tokenizer.apply_chat_template([{"role": "assistant", "tool_calls": [call]}], tokenize=False)
+        assert '<|tool_call|>{"name": "ring", "arguments": {}}<|/tool_call|>' in rendered
+
+
+@pytest.mark.parametrize("empty", [{"type": "text", "text": None}, {"type": "text", "text": ""}, {"type": "text"}])
+def test_a_text_part_without_text_is_none(tokenizer, empty):
+    content = [empty, {"type": "text", "text": "open"}, empty]
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    assert rendered == "<|user|>\nopen<|end|>\n"
+
+
 def test_generation_spans_hold_answer_calls_and_end_of_turn(tokenizer):
     messages = [
         {"role": "user", "content": "open"},
@@ -129,10 +158,12 @@ media = st.sampled_from(["image", "audio", "video"]).map(lambda kind: {"type": k
 texts = hostile.map(lambda text: {"type": "text", "text": text})
 contents = st.one_of(hostile, st.lists(st.one_of(media, texts), max_size=6))
 values = st.one_of(hostile, st.integers(), st.dictionaries(hostile, hostile, max_size=2))
+results = st.one_of(values, st.booleans(), st.none(), st.lists(values, max_size=3))
 functions = st.fixed_dictionaries({"name": hostile, "arguments": st.dictionaries(hostile, values, max_size=3)})
 calls = st.lists(functions.map(lambda function: {"function": function}), max_size=2)
 turns = st.one_of(
     st.builds(message, st.sampled_from(["user", "tool", "system"]), contents),
+    st.builds(message, st.just("tool"), results),
     st.builds(message, st.just("assistant"), hostile, calls),
 )
 conversations = st.lists(turns, min_size=1, max_size=5)

@@ -3,6 +3,7 @@
 import io
 import math
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -250,11 +251,28 @@ def png_header(width, height):
 
 
 @pytest.mark.parametrize("side", [12000, 20000, 60000])
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_decompression_bombs_are_refused_before_decoding(side):
-    with pytest.raises(ValueError, match=r"max_pixels = 134217728"):
+@pytest.mark.parametrize("action", ["ignore", "error"])
+def test_decompression_bombs_are_refused_before_decoding(side, action):
+    with warnings.catch_warnings(action=action), pytest.raises(ValueError, match=r"max_pixels = 134217728"):
         PROCESSOR(png_header(side, side))
-    assert EagleImageProcessor(max_pixels=10**10).open_image(png_header(12000, 12000)).size == (12000, 12000)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("side", [11000, 20000, 60000])  # PIL warns from 9459 on and refuses from 13378
+def test_not_pils_limit_counts_but_ours(side):
+    limit = Image.MAX_IMAGE_PIXELS
+    assert EagleImageProcessor(max_pixels=10**10).open_image(png_header(side, side)).size == (side, side)
+    assert limit == Image.MAX_IMAGE_PIXELS == 89478485, "it is the whole process's: others rely on it"
+
+
+def test_bombs_within_icons_are_refused_too():
+    """Icons of 16 x 16 and 128 x 128 by their directories, which hold pictures of 20000 x 20000."""
+    bomb = png_header(20000, 20000)
+    ico = struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(bomb), 22) + bomb
+    icns = b"icns" + struct.pack(">I", 16 + len(bomb)) + b"ic07" + struct.pack(">I", 8 + len(bomb)) + bomb
+    for icon in (ico, icns):
+        with pytest.raises(ValueError, match="400000000 pixels"):
+            PROCESSOR(icon)
 
 
 def test_large_pictures_in_memory_are_limited_too():
@@ -302,6 +320,22 @@ def test_missing_files_and_foreign_objects_are_named(tmp_path):
 def test_arrays_that_are_no_pictures_say_why(image, reason):
     with pytest.raises(ValueError, match=reason):
         PROCESSOR(image)
+
+
+@pytest.mark.parametrize("name, least", [("max_crops", 1), ("max_slices", 2), ("crop_size", 1), ("max_pixels", 1)])
+def test_limits_below_what_can_work_are_refused(name, least):
+    for value in (least - 1, -5):
+        with pytest.raises(ValueError, match=f"{name} is {value}; expected at least {least}"):
+            EagleImageProcessor(**{name: value})
+    EagleImageProcessor(**{name: least})
+
+
+@pytest.mark.parametrize("max_crops", [0, -1])
+def test_a_limit_given_in_the_call_is_checked_too(max_crops):
+    with pytest.raises(ValueError, match=f"max_crops is {max_crops}; expected at least 1"):
+        PROCESSOR(noise(4, 4), max_crops=max_crops)
+    with pytest.raises(ValueError, match=f"max_crops is {max_crops}; expected at least 1"):
+        PROCESSOR.get_number_of_image_patches(4, 4, {"max_crops": max_crops})
 
 
 def test_unknown_layouts_are_refused():

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from conftest import DECODER_MODE, ROOT
 from eagle.configuration_eagle import AUTO_MAP, EagleConfig
 from eagle.modeling_eagle import EagleForConditionalGeneration, EagleModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel, Phi3ForCausalLM, WhisperModel
 
@@ -711,6 +712,7 @@ def repository(tiny_model, tmp_path):
 
 LOADER = """
 import sys, torch, transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 folder, inputs, out, names = sys.argv[1], load_file(sys.argv[2]), sys.argv[3], sys.argv[4].split(",")
 config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
@@ -789,15 +791,35 @@ def test_backbone_and_full_model_read_each_others_checkpoints(tiny_model, tmp_pa
     assert torch.equal(again(**sample).logits, model(**sample).logits)
 
 
-def test_dtype_and_device_map(tiny_model, tmp_path):
+def test_in_bfloat16_every_part_gives_nearly_the_same(tiny_model, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "float32")
+    loaded = EagleForConditionalGeneration.from_pretrained(tmp_path / "float32", dtype=torch.bfloat16)
+    loaded.save_pretrained(tmp_path / "bfloat16")
+    again = EagleForConditionalGeneration.from_pretrained(tmp_path / "bfloat16")
+    sample = mixed_sample()
+    expected, rounded = model.model(**sample), loaded.model(**sample)
+    for name in ("image_hidden_states", "audio_hidden_states", "last_hidden_state"):
+        assert rounded[name].dtype == torch.bfloat16
+        error = (rounded[name].float() - expected[name]).norm() / expected[name].norm()
+        assert 0 < error < 0.04, name  # three digits a number; a deaf or blind model is off by 1
+    for half in (loaded, again):
+        assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+        assert torch.equal(half(**sample).logits, loaded(**sample).logits)
+
+
+@pytest.mark.parametrize("room", [600_000, 1_250_000])  # bytes: the vision tower; all but the language model's layers
+def test_parts_that_find_no_room_lie_on_disk(tiny_model, tmp_path, room):
     model = tiny_model()
     model.save_pretrained(tmp_path)
-    loaded = EagleForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="auto")
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
-    sample = {name: tensor.to(loaded.device) for name, tensor in mixed_sample().items()}
-    logits = loaded(**sample).logits
-    assert logits.dtype == torch.bfloat16
-    assert F.cosine_similarity(logits.float().cpu(), model(**mixed_sample()).logits, dim=-1).min() > 0.99
+    placement = {"device_map": "auto", "max_memory": {"cpu": room}, "offload_folder": tmp_path / "disk"}
+    loaded = EagleForConditionalGeneration.from_pretrained(tmp_path, **placement)
+    assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
+    assert not [part for part in loaded.hf_device_map if "projector." in part], "they use their weights directly"
+    assert all(parameter.is_meta for parameter in loaded.model.language_model.layers.parameters())
+    sample = mixed_sample()
+    assert torch.equal(loaded(**sample).logits, model(**sample).logits)
+    assert torch.equal(loaded.generate(**sample, max_new_tokens=3), model.generate(**sample, max_new_tokens=3))
 
 
 def test_missing_weights_are_an_error_unless_the_caller_asks_for_them(tiny_model, tmp_path):
@@ -815,21 +837,51 @@ def test_missing_weights_are_an_error_unless_the_caller_asks_for_them(tiny_model
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
-def test_damaged_checkpoints_are_errors(tiny_model, tmp_path):
+@pytest.fixture
+def checkpoint(tiny_model, tmp_path):
+    """A folder with a checkpoint that loads."""
     tiny_model().save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(Exception, match="(?i)safetensor|incomplete|header"):
+    EagleForConditionalGeneration.from_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda content: content[: len(content) // 2], "file not fully covered"),
+        (lambda content: content[:-1], "file not fully covered"),
+        (lambda content: content + b"\0", "file not fully covered"),
+        (lambda content: b"", "header too small"),
+        (lambda content: bytes(len(content)), "invalid JSON in header"),
+    ],
+)
+def test_damaged_weights_are_an_error(checkpoint, damage, reason):
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(SafetensorError, match=reason):
+        EagleForConditionalGeneration.from_pretrained(checkpoint)
+
+
+def test_a_checkpoint_without_its_weights_is_an_error(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        EagleForConditionalGeneration.from_pretrained(checkpoint)
+
+
+def test_a_checkpoint_that_lacks_a_part_of_its_weights_is_an_error(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="400KB")
+    EagleForConditionalGeneration.from_pretrained(tmp_path)
+    parts = sorted(tmp_path.glob("model-*.safetensors"))
+    parts[-1].unlink()
+    with pytest.raises(OSError, match=parts[-1].name):
         EagleForConditionalGeneration.from_pretrained(tmp_path)
-    file.unlink()
-    with pytest.raises(OSError, match="model.safetensors"):
-        EagleForConditionalGeneration.from_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
-    file.write_bytes(content)
+
+
+def test_a_checkpoint_of_another_model_is_an_error(checkpoint):
+    file = checkpoint / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "llava"}))
     with pytest.raises(ValueError, match="'llava'.*must be 'eagle_slm'"):
-        EagleForConditionalGeneration.from_pretrained(tmp_path)
+        EagleForConditionalGeneration.from_pretrained(checkpoint)
 
 
 def test_weights_of_another_shape_are_an_error(tiny_model, tmp_path):

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import av
 import numpy as np
@@ -16,8 +17,10 @@ import pytest
 import soundfile
 import soxr
 import torch
+from eagle import media_eagle
 from eagle.image_processing_eagle import EagleImageProcessor
 from eagle.processing_eagle import EagleProcessor
+from huggingface_hub import HfApi, RepoUrl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -236,17 +239,83 @@ def test_tools_reach_the_prompt():
     assert f"<|tool|>{json.dumps([tool])}<|/tool|>" in TOKENIZER.decode(inputs.input_ids[0])
 
 
-def test_media_as_base64_and_as_data_urls():
+@pytest.mark.parametrize(
+    "result", [5, 0, 1.5, True, False, None, [1, "<|end|>"], [], [{"type": "fruit"}], {"a": "<s>"}]
+)
+def test_what_a_tool_returns_is_processed_as_it_is_rendered(result):
+    messages = [
+        *user(ASK),
+        {"role": "assistant", "tool_calls": [{"name": "count"}]},
+        {"role": "tool", "content": result},
+    ]
+    (ids,) = chat(messages).input_ids
+    assert TOKENIZER.decode(ids) == PROCESSOR.apply_chat_template(messages)
+    written = TOKENIZER.decode(ids).partition("<|tool_response|>\n")[2].removesuffix("<|end|>\n")
+    assert json.loads(written) == result and "<" not in written
+
+
+def test_a_tool_may_return_a_picture():
+    result = [{"type": "text", "text": "here"}, {"type": "image", "image": picture()}]
+    inputs = chat([*user(ASK), {"role": "tool", "content": result}])
+    assert f"<|tool_response|>\nhere{CROP}<|end|>\n" in TOKENIZER.decode(inputs.input_ids[0])
+
+
+@pytest.mark.parametrize("grey", [picture()[..., 0], torch.from_numpy(picture()[..., 0]), picture(3, 100)[..., 0]])
+def test_grey_pictures_need_no_axis_for_their_channel(grey):
+    expected = PROCESSOR.image_processor(grey).pixel_values
+    for inputs in (
+        PROCESSOR(text="a" + IMAGE, images=grey),
+        PROCESSOR(text="a" + IMAGE, images=[grey]),
+        chat(user({"type": "image", "image": grey}, ASK)),
+    ):
+        assert torch.equal(inputs.pixel_values, expected)
+    mixed = PROCESSOR(text="a" + IMAGE * 2, images=[grey, picture()])
+    assert mixed.image_sizes.tolist() == [list(grey.shape), [100, 100]]
+
+
+def png():
     buffer = io.BytesIO()
     Image.fromarray(picture()).save(buffer, "PNG")
-    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+ENCODED = base64.b64encode(png()).decode()
+LINES = "\n".join(ENCODED[start : start + 76] for start in range(0, len(ENCODED), 76))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "base64": ENCODED},
+        {"type": "image", "base64": LINES},
+        {"type": "image", "url": f"data:image/png;base64,{ENCODED}"},
+        {"type": "image", "url": f"data:image/png;base64,{quote(ENCODED, safe='')}"},
+        {"type": "image", "url": f"data:image/png,{quote(png())}"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{ENCODED}"}},
+    ],
+)
+def test_media_as_base64_and_as_data_urls(part):
     expected = chat(user({"type": "image", "image": picture()}, ASK)).pixel_values
-    for part in (
-        {"type": "image", "base64": encoded},
-        {"type": "image", "url": "data:image/png;base64," + encoded},
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + encoded}},
-    ):
-        assert torch.equal(chat(user(part, ASK)).pixel_values, expected)
+    assert torch.equal(chat(user(part, ASK)).pixel_values, expected)
+
+
+@pytest.mark.parametrize(
+    "part, reason",
+    [
+        ({"type": "image", "base64": ENCODED[:-1]}, "given as base64 is malformed: .*padding.*Expected base64"),
+        ({"type": "image", "base64": "?" + ENCODED}, "given as base64 is malformed"),
+        ({"type": "image", "url": f"data:image/png;base64,{ENCODED[:-3]}"}, "Data URL 'data:image/png;base64' is malf"),
+        (
+            {"type": "image", "url": f"data:image/png;base64,?{ENCODED}"},
+            "Data URL 'data:image/png;base64' is malformed",
+        ),
+        ({"type": "image", "url": "data:image/png;base64"}, "no comma: expected data:<type>;base64,<data>"),
+        ({"type": "audio", "url": "data:audio/wav;base64,abc"}, "Data URL 'data:audio/wav;base64' is malformed"),
+    ],
+)
+def test_malformed_base64_says_so(part, reason):
+    with pytest.raises(ValueError, match=reason):
+        chat(user(part, ASK))
 
 
 # Sound
@@ -322,8 +391,8 @@ def test_silent_and_clipped_sound_work():
         (np.array([0.1, np.inf], np.float32), "NaN or infinite"),
         (np.zeros((2, 3, 4), np.float32), "1 or 2 axes"),
         (wav(np.zeros(0, np.float32), 16000), "no samples"),
-        (wav(tone(1), 16000)[:8000], "cut off"),
-        (wav(tone(3), 16000, format="FLAC")[:8000], "damaged"),
+        (np.zeros((0, 2), np.float32), "no samples"),
+        (np.zeros((2, 0), np.float32), "no samples"),
         (b"hello, I am a text", "Cannot read"),
         (b"", "Cannot read"),
     ],
@@ -342,13 +411,90 @@ def test_a_missing_file_and_an_impossible_rate_are_named():
         PROCESSOR.load_audio(tone(1), -8000)
 
 
+def test_sound_of_which_nothing_is_left_at_the_models_rate_is_refused():
+    with pytest.raises(ValueError, match="too short: its 1 samples at 48000 Hz are none at 16000 Hz"):
+        PROCESSOR(text=AUDIO, audio=np.ones(1, np.float32), sampling_rate=48000)
+
+
+NOISE = (np.random.default_rng(0).standard_normal(5 * 48000) * 0.1).astype(np.float32)  # of little use to compression
+SOUND_FORMATS = ["WAV", "AIFF", "AU", "FLAC", "OGG/VORBIS", "OGG/OPUS", "MP3", "WebM"]
+
+
+def encode_sound(samples, format, **options):
+    """A file of samples at 48 kHz; WebM by PyAV, as browsers record it."""
+    if format != "WebM":
+        return wav(samples, 48000, format=format.partition("/")[0], subtype=format.partition("/")[2] or None, **options)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="webm") as container:
+        track = container.add_stream("libopus", rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray((samples[None] * 32767).astype(np.int16), format="s16", layout="mono")
+        frame.sample_rate = 48000
+        container.mux(track.encode(frame))
+        container.mux(track.encode())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", SOUND_FORMATS)
+def test_sound_cut_off_anywhere_is_refused(format, tmp_path):
+    data = encode_sound(NOISE, format)
+    assert len(PROCESSOR.load_audio(data)) == pytest.approx(80000, abs=1600)
+    for part in (0.5, 0.7, 0.9):
+        cut = tmp_path / "cut"
+        cut.write_bytes(data[: int(part * len(data))])
+        for source in (cut, cut.read_bytes()):
+            with pytest.raises(ValueError, match="cut off"):
+                PROCESSOR.load_audio(source)
+
+
+def without_length(format, samples=NOISE):
+    """Sound as a stream leaves it: complete, but nothing in its header, or at its end, says how long it is."""
+    data = encode_sound(samples, format, **({"bitrate_mode": "VARIABLE"} if format == "MP3" else {}))
+    if format == "WAV":
+        size = data.index(b"data") + 4
+        return data[:size] + b"\xff" * 4 + data[size + 4 :]
+    if format == "FLAC":  # the last 36 bits of these 8 bytes
+        return data[:18] + (int.from_bytes(data[18:26]) >> 36 << 36).to_bytes(8) + data[26:]
+    if format == "MP3":  # the first frame holds nothing but the length
+        return data[data.index(data[:2], 160) :]
+    return data[: data.rindex(b"OggS")]
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "MP3", "OGG/VORBIS", "OGG/OPUS"])
+def test_streams_without_a_length_are_read_to_their_end(format):
+    least = 48000 if format.startswith("OGG") else 80000  # of 80000 samples: `without_length` takes an OGG's last page
+    loud_and_quiet = NOISE * np.repeat([1, 1e-4], len(NOISE) // 2).astype(np.float32)  # the rate of an MP3 follows
+    for samples in (loud_and_quiet, loud_and_quiet[::-1]):
+        assert least <= len(PROCESSOR.load_audio(without_length(format, samples))) <= 82000
+
+
+def test_without_pyav_what_needs_it_says_so(monkeypatch):
+    monkeypatch.setattr(media_eagle, "av", None)
+    webm = b"\x1a\x45\xdf\xa3" + bytes(100)
+    for data, reason in ((without_length("FLAC"), "Its header states no length"), (webm, "Format not recognised")):
+        with pytest.raises(ValueError, match=f"{reason}.*pip install av"):
+            PROCESSOR.load_audio(data)
+    assert len(PROCESSOR.load_audio(without_length("WAV"))) == 80000
+
+
+def test_a_tag_after_the_last_page_is_no_cut():
+    data = wav(NOISE, 48000, format="OGG")
+    assert len(PROCESSOR.load_audio(data + b"TAG".ljust(128, b"\0"))) == 80000
+
+
+def test_a_length_that_cannot_be_is_not_believed():
+    data = encode_sound(NOISE, "FLAC")
+    claim = (int.from_bytes(data[18:26]) | 2**36 - 1).to_bytes(8)
+    with pytest.raises(ValueError, match=f"cut off before its {2**36 - 1} samples"):
+        PROCESSOR.load_audio(data[:18] + claim + data[26:])
+
+
 # Video
 
 
-def write_video(path, colours, fps=10, seconds_each=1.0, sound=None):
+def write_video(path, colours, fps=10, seconds_each=1.0, sound=None, codec="mpeg4"):
     """A film of plain colours, and optionally a sound track at 16 kHz."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=fps)
+        stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = 96, 64, "yuv420p", 20
         track = container.add_stream("aac", rate=16000, layout="mono") if sound is not None else None
         for colour in colours:
@@ -447,9 +593,10 @@ def test_arrays_and_lists_of_pictures_are_videos_at_the_sampling_rate():
 def test_files_that_are_no_video_say_why(tmp_path):
     clip = write_video(tmp_path / "clip.mp4", [RED, GREEN, BLUE], sound=tone(3)).read_bytes()
     for data, reason in (
-        (clip[: len(clip) // 2], "Cannot read"),
+        (clip[: len(clip) // 2], "cut off"),
         (b"hello, I am a text", "Cannot read"),
         (b"", "Cannot read"),
+        (b"FLV", "cut off"),
         (wav(tone(1), 16000), "no pictures"),
     ):
         with pytest.raises(ValueError, match=reason):
@@ -458,11 +605,69 @@ def test_files_that_are_no_video_say_why(tmp_path):
         PROCESSOR(text=VIDEO, videos="nowhere.mp4")
 
 
-def test_a_video_cut_off_in_the_middle_is_refused(tmp_path):
-    path = write_video(tmp_path / "clip.avi", [RED, GREEN, BLUE, WHITE] * 3)
+VIDEO_FORMATS = [
+    ("mkv", "mpeg4"),
+    ("webm", "libvpx"),
+    ("flv", "flv1"),
+    ("avi", "mpeg4"),
+    ("mp4", "mpeg4"),
+    ("ismv", "mpeg4"),
+]
+
+
+@pytest.mark.parametrize("suffix, codec", VIDEO_FORMATS)
+@pytest.mark.parametrize("max_frames", [32, 2])  # two frames 12 s apart are found by seeking
+def test_a_video_cut_off_anywhere_is_refused(suffix, codec, max_frames, tmp_path):
+    path = write_video(tmp_path / f"clip.{suffix}", [RED, GREEN, BLUE, WHITE], fps=2, seconds_each=6, codec=codec)
+    processor = build(max_frames=max_frames)
+    frames, _, _ = processor.load_video(path)
+    assert len(frames) == min(24, max_frames)
+    np.testing.assert_allclose(frames[-1][168, 168], WHITE, atol=12)
     data = path.read_bytes()
-    with pytest.raises(ValueError, match="cut off|Cannot read"):
-        PROCESSOR.load_video(data[: len(data) // 3])
+    for part in (0.3, 0.5, 0.8):
+        path.write_bytes(data[: int(part * len(data))])
+        for source in (path, path.read_bytes()):
+            with pytest.raises(ValueError, match="cut off"):
+                processor.load_video(source)
+
+
+@pytest.mark.parametrize("suffix, codec", VIDEO_FORMATS)
+def test_a_last_picture_shown_for_long_is_no_cut(suffix, codec, tmp_path):
+    path = tmp_path / f"slides.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        frames = [av.VideoFrame.from_ndarray(picture(64, 96, 50 * index), format="rgb24") for index in range(4)]
+        for index, frame in enumerate(frames):
+            frame.pts = 10 * index
+        packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
+        packets[-1].duration = round(9 / packets[-1].time_base)
+        container.mux(packets)
+    frames, times, _ = PROCESSOR.load_video(path)
+    assert [round(frame[168, 168, 0] / 50) for frame in frames] == [min(int(time), 3) for time in times]
+
+
+@pytest.mark.parametrize("suffix, codec", [("mkv", "mpeg4"), ("flv", "flv1"), ("avi", "mpeg4"), ("mp4", "mpeg4")])
+def test_sound_that_goes_on_after_the_pictures_is_no_cut(suffix, codec, tmp_path):
+    path = write_video(tmp_path / f"clip.{suffix}", [RED], sound=tone(10), codec=codec)
+    _, _, track = PROCESSOR.load_video(path)
+    assert len(track) == pytest.approx(160000, abs=3000)
+    assert len(PROCESSOR.load_audio(path)) == len(track)
+
+
+def test_a_streamed_matroska_does_not_state_its_size(tmp_path):
+    data = write_video(tmp_path / "clip.mkv", [RED, GREEN]).read_bytes()
+    size = data.index(b"\x18\x53\x80\x67") + 4
+    frames, _, _ = PROCESSOR.load_video(data[:size] + b"\x01" + b"\xff" * 7 + data[size + 8 :])
+    assert len(frames) == 2
+
+
+@pytest.mark.parametrize("video", [[], np.zeros((0, 64, 96, 3), np.uint8)])
+def test_a_video_without_pictures_is_refused(video):
+    with pytest.raises(ValueError, match="holds no pictures: expected a file, or an array or list of at least one"):
+        chat(user({"type": "video", "video": video}, ASK))
+    with pytest.raises(ValueError, match="holds no pictures"):
+        PROCESSOR(text=f"a{VIDEO}", videos=[video])
 
 
 def test_huge_videos_are_refused_before_decoding(tmp_path):
@@ -520,6 +725,8 @@ def test_options_that_do_not_exist_are_named():
         build(audio_token_source="ears")
     with pytest.raises(ValueError, match="audio_layout is 'loose'"):
         PROCESSOR(text=AUDIO, audio=tone(1), audio_layout="loose")
+    with pytest.raises(ValueError, match="max_crops is 0; expected at least 1"):
+        PROCESSOR(text="a" + IMAGE, images=picture(), max_crops=0)
 
 
 # Answers
@@ -608,3 +815,17 @@ def test_settings_and_the_transcript_tokenizer_survive_saving(tmp_path):
         home=tmp_path,
     )
     assert loaded.strip() == "decoder ['open', 'Ġthe', 'Ġdoor']"
+
+
+def test_a_push_uploads_the_whole_folder(tmp_path, monkeypatch):
+    processor = build(audio_token_source="decoder", audio_stack_factor=1)
+    processor.transcript_tokenizer = TOKENIZER
+    uploads = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **options: RepoUrl(f"https://hf.co/{repo_id}"))
+    monkeypatch.setattr(HfApi, "create_commit", lambda self, **options: uploads.append(options["operations"]))
+    for _ in range(2):  # the second time into a folder that is there
+        processor.save_pretrained(tmp_path, push_to_hub=True, repo_id="someone/eagle")
+    here = {str(file.relative_to(tmp_path)): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert {"tokenizer/tokenizer.json", "transcript_tokenizer/tokenizer.json", "processor_config.json"} <= set(here)
+    for operations in uploads:
+        assert {operation.path_in_repo for operation in operations} == set(here)

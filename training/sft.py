@@ -27,7 +27,8 @@ class EagleArguments:
     """What TRL's SFTConfig does not know.
 
     `model`: a checkpoint folder or repository. `mix`: probability of each skill. `rates`: learning rate of each trained
-    module of EagleModel; modules that are not named stay frozen. (JSON on the command line, mappings in a recipe.)
+    module of EagleModel, such as `language_model`, or of a part of one, such as `language_model.embed_tokens`; what is not
+    named stays frozen. (JSON on the command line, mappings in a recipe.)
     """
 
     model: str
@@ -49,25 +50,32 @@ class EagleSFTConfig(SFTConfig):
 
 
 class EagleTrainer(SFTTrainer):
-    """SFTTrainer with a learning rate per module."""
+    """SFTTrainer with a learning rate per module, in which every skill counts the same."""
 
     def __init__(self, *args, rates: dict[str, float], **kwargs):
         self.rates = rates
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model=None):
-        backbone = self.accelerator.unwrap_model(self.model).model
-        groups = [(list(getattr(backbone, name).named_parameters()), rate) for name, rate in self.rates.items()]
+        named = dict(self.accelerator.unwrap_model(self.model).model.named_parameters())
+        groups = []
+        for module in sorted(self.rates, key=len, reverse=True):  # parts before their wholes
+            names = [name for name in named if name.startswith(f"{module}.")]
+            groups.append(([(name, named.pop(name)) for name in names], self.rates[module]))
         self.optimizer = MuonAdamW(groups, self.args.weight_decay)
         return self.optimizer
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
+        """None: each batch of a step counts the same, as its mean. By tokens, pages would drown one-word answers."""
 
 
 def freeze(model, rates: dict[str, float]) -> None:
     """Leaves only the named modules trainable; raises ValueError for a module that the model does not have."""
-    modules = dict(model.model.named_children())
-    unknown = set(rates) - set(modules)
-    if unknown:
-        raise ValueError(f"the recipe trains {unknown.pop()!r}, but the model has {', '.join(modules)}")
+    modules = dict(model.model.named_modules())
+    for name in rates:
+        if name not in modules:
+            parts = ", ".join(name for name, _ in model.model.named_children())
+            raise ValueError(f"the recipe trains {name!r}, but the model has {parts}, and what is in these")
     model.requires_grad_(False)
     for name in rates:
         modules[name].requires_grad_(True)

@@ -180,16 +180,17 @@ def crop_targets(picture: Picture) -> dict[str, np.ndarray]:
 def cell_words(picture: Picture, layout: str) -> list[str]:
     """What a picture of one crop says in each of its 128 cells, in the order of the tokens, as answers spell it.
 
-    The word (after a space) whose last character lies in the cell, or the last of a code's or number's characters there;
-    "" where nothing ends. The language model learns to say it at the cell's token, see training/collator.py. Of a
+    The word (after a space, but for the picture's first) whose last character lies in the cell, or the last of a code's
+    or number's characters there; once more in the next cell, if nothing ends there, or else "". The language model learns to say it at the cell's token, see training/collator.py. Of a
     picture with several crops nothing is said: "".
     """
     cells = np.full((TOKEN_ROWS, TOKEN_COLUMNS), "", object)
     if max(picture.image.size) <= CROP:
-        for g in (stretched if layout == "overview" else tiled)(picture).glyphs:
-            if g.ends:
-                put(cells, g.ends, (g.left + g.right) / 2, (g.top + g.bottom) / 2)
-    return cells.flatten().tolist()
+        ends = [g for g in (stretched if layout == "overview" else tiled)(picture).glyphs if g.ends]
+        for g in ends:
+            put(cells, g.ends.lstrip() if g is ends[0] else g.ends, (g.left + g.right) / 2, (g.top + g.bottom) / 2)
+    cells = cells.flatten().tolist()
+    return [word or previous for word, previous in zip(cells, ["", *cells[:-1]], strict=True)]
 
 
 def fill(grid: np.ndarray, target: int, left: float, top: float, right: float, bottom: float) -> None:

@@ -295,23 +295,25 @@ def sign(rng: random.Random, words: tuple[str, ...], split: str) -> Picture:
     return picture
 
 
-def poster(rng: random.Random, texts: list[str], split: str) -> tuple[Picture, int]:
-    """As many of the texts as find room in one crop, in lines of one size and typeface, and how many these are."""
+def poster(rng: random.Random, texts: list[str], split: str) -> tuple[Picture, list[list[str]]]:
+    """As many of the texts as find room in one crop, in lines of one size and typeface; and these lines."""
     width, height, size = rng.randint(220, CROP), rng.randint(160, CROP), random_size(rng, high=48)
     font_name, font = choose_font(rng, split, size)
     paper, ink = random_colours(rng)
     picture = Picture(background(rng, width, height, paper), facts={"font": font_name, "size": size})
     draw = ImageDraw.Draw(picture.image)
     left, spacing, gap = rng.uniform(4, 20), rng.uniform(1.15, 1.6) * size, rng.uniform(0.3, 0.8) * size
-    x, y = left, rng.uniform(2, 20)
-    for i, text in enumerate(texts):
-        if x > left and (x + font.getlength(text) > width - 4 or rng.random() < 0.15):
+    x, y, lines = left, rng.uniform(2, 20), [[]]
+    for text in texts:
+        if x > left and (x + font.getlength(text) > width - 4 or rng.random() < 0.1):
             x, y = left, y + spacing
+            lines.append([])
         if x + font.getlength(text) > width - 4 or y + spacing > height:
-            return picture, i
+            break
         picture.glyphs += draw_text(draw, x, y, text, font, ink)
+        lines[-1].append(text)
         x += font.getlength(text) + gap
-    return picture, len(texts)
+    return picture, [line for line in lines if line]
 
 
 def split_lines(rng: random.Random, words: tuple[str, ...]) -> list[list[str]]:

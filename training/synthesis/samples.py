@@ -3,8 +3,10 @@
     python -m training.synthesis.samples chart --split test --count 4 --output out/samples
 
 A row is a conversation (columns as TRL names them): `messages`, the media in order of appearance in `images` (PIL),
-`audios` (mono float32 at 16 kHz) and `videos` (frames (T, H, W, 3) uint8, one a second), `meta`: the skill, and
-what scores are split by, and where one was drawn the `picture` with what lies where in it. Everything follows from (skill, split, seed); `world.split` keeps train and test apart.
+`audios` (mono float32 at 16 kHz) and `videos` (frames (T, H, W, 3) uint8, one a second), `meta`: the skill, and what
+scores are split by, and where one was drawn the `picture` with what lies where in it. In training some have several
+turns, where one picture or little text answers many questions. Everything follows from (skill, split, seed);
+`world.split` keeps train and test apart.
 """
 
 import argparse
@@ -31,15 +33,25 @@ def row(rng: random.Random, user: list[tuple[str, object]], answer: str, **meta)
     """A one-turn conversation of parts such as ("text", str) or ("image", PIL image), and its answer."""
     content = [{"type": kind, "text": value} if kind == "text" else {"type": kind} for kind, value in user]
     return {
-        "messages": [
-            {"role": "user", "content": content},
-            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-        ],
+        "messages": [{"role": "user", "content": content}, said(answer)],
         "images": [value for kind, value in user if kind == "image"],
         "audios": [value for kind, value in user if kind == "audio"],
         "videos": [value for kind, value in user if kind == "video"],
         "meta": meta,
     }
+
+
+def more_turns(rng: random.Random, sample: dict, turns: list[tuple[str, dict]]) -> dict:
+    """The row with further written questions and their answers (messages), about the media that are there already."""
+    for question, answer in turns:
+        text = world.written(question) if rng.random() < 0.8 else question
+        sample["messages"] += [{"role": "user", "content": [{"type": "text", "text": text}]}, answer]
+    return sample
+
+
+def said(answer: str) -> dict:
+    """The message of the assistant that says it."""
+    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
 
 
 def ask(rng: random.Random, split: str, medium: tuple[str, object], question: str, answer: str, spoken: bool, **meta):
@@ -66,12 +78,17 @@ def speech(rng: random.Random, split: str, text: str) -> tuple[np.ndarray, dict]
 
 
 def page(rng: random.Random, split: str) -> dict:
-    """Everything that a picture says: 1 to 48 words and codes. Training only: many answered tokens for one picture."""
-    shown = 0
-    while not shown:
+    """Everything that a picture says, line by line: 1 to 48 words and codes.
+
+    Training only: many answered tokens for one picture.
+    """
+    lines = []
+    while not lines:
         texts = [pictures.random_code(rng, split) if rng.random() < 0.2 else rng.choice(world.WORDS) for _ in range(48)]
-        picture, shown = pictures.poster(rng, [pictures.random_case(rng, text) for text in texts], split)
-    return ask_about(rng, split, picture, "read the page", " ".join(texts[:shown]), spoken=False)
+        picture, lines = pictures.poster(rng, [pictures.random_case(rng, text) for text in texts], split)
+    texts = iter(texts)  # in the case of answers: words in lower, codes in upper
+    answer = "\n".join(" ".join(next(texts) for _ in line) for line in lines)
+    return ask_about(rng, split, picture, "read the page", answer, spoken=False)
 
 
 def sign(rng: random.Random, split: str, spoken: bool = False) -> dict:
@@ -94,9 +111,13 @@ def ask_about(rng, split: str, picture: Picture, question: str, answer: str, spo
 
 
 def chart(rng: random.Random, split: str, spoken: bool = False) -> dict:
-    """Bar charts: the value of a bar (three in four), or the label of the tallest or shortest."""
+    """Bar charts: the value of a bar (three in four), or the label of the tallest or shortest.
+
+    In training, up to 5 questions about each.
+    """
     bars = pictures.random_bars(rng, split)
     picture = pictures.chart(rng, bars, split)
+    unit = picture.facts["maximum"] // CHART_LEVELS
     levels = sorted(level for _, level in bars)
     extreme = rng.choice(("highest", "lowest"))
     unique = levels[-1] != levels[-2] if extreme == "highest" else levels[0] != levels[1]
@@ -105,7 +126,12 @@ def chart(rng: random.Random, split: str, spoken: bool = False) -> dict:
         return ask_about(rng, split, picture, f"which bar is the {extreme}", best[0], spoken)
     label, level = rng.choice(bars)
     question = rng.choice(VALUE_QUESTIONS[:1] if split == "test" or spoken else VALUE_QUESTIONS).format(label)
-    return ask_about(rng, split, picture, question, str(level * picture.facts["maximum"] // CHART_LEVELS), spoken)
+    sample = ask_about(rng, split, picture, question, str(level * unit), spoken)
+    if split == "test" or spoken:
+        return sample
+    others = rng.sample([bar for bar in bars if bar[0] != label], min(4, len(bars) - 1))
+    turns = [(rng.choice(VALUE_QUESTIONS).format(other), said(str(level * unit))) for other, level in others]
+    return more_turns(rng, sample, turns)
 
 
 def bars(rng: random.Random, split: str) -> dict:
@@ -117,10 +143,17 @@ def bars(rng: random.Random, split: str) -> dict:
 
 
 def scene(rng: random.Random, split: str, spoken: bool = False) -> dict:
-    """Counting and shapes: how many of what, which colour, which shape, where, whether there is any."""
+    """Counting and shapes: how many of what, which colour, which shape, where, whether there is any.
+
+    In training, 5 questions about each.
+    """
     picture = pictures.scene(rng, pictures.random_kinds(rng, split))
     kind, question, answer = rng.choice(scene_questions(rng, picture))
-    return ask_about(rng, split, picture, question, answer, spoken, kind=kind)
+    sample = ask_about(rng, split, picture, question, answer, spoken, kind=kind)
+    if split == "test" or spoken:
+        return sample
+    others = [rng.choice(scene_questions(rng, picture)) for _ in range(4)]
+    return more_turns(rng, sample, [(question, said(answer)) for _, question, answer in others])
 
 
 def things(rng: random.Random, split: str) -> dict:
@@ -214,25 +247,33 @@ def sentence(rng: random.Random, split: str) -> dict:
 
 
 def fact(rng: random.Random, split: str, spoken: bool = False) -> dict:
-    """Facts of the world, asked in writing or aloud."""
+    """Facts of the world, asked in writing, in training 10 in a row, or aloud."""
     question, answer = world.fact_question(rng, split)
     if spoken:
         waveform, sound = speech(rng, split, question)
         return row(rng, [("audio", waveform)], answer, question=question, **sound)
     text = world.written(question) if rng.random() < 0.8 else question
-    return row(rng, [("text", text)], answer, question=question)
+    sample = row(rng, [("text", text)], answer, question=question)
+    others = [world.fact_question(rng, split) for _ in range(9 if split == "train" else 0)]
+    return more_turns(rng, sample, [(question, said(answer)) for question, answer in others])
 
 
 def request(rng: random.Random, split: str) -> dict:
-    """Requests in writing, answered with a function call."""
+    """Requests in writing, in training 4 in a row, answered with a function call."""
     text, call = assistant.request(rng, split)
     sample = row(rng, [("text", world.written(text) if rng.random() < 0.8 else text)], "", question=text)
-    sample["messages"][1] = {
+    sample["messages"][1] = called(call)
+    others = [assistant.request(rng, split) for _ in range(3 if split == "train" else 0)]
+    return more_turns(rng, sample, [(text, called(call)) for text, call in others])
+
+
+def called(call: dict) -> dict:
+    """The message of the assistant that calls the function."""
+    return {
         "role": "assistant",
         "content": "",
         "tool_calls": json.dumps([{"type": "function", "function": call}]),
     }
-    return sample
 
 
 def spoken_picture(rng: random.Random, split: str) -> dict:
