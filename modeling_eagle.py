@@ -505,6 +505,11 @@ class EagleModel(EaglePreTrainedModel):
         """
         if self.config.audio_config is None:
             raise ValueError("input_features is given, but the model has no audio tower (audio_config is null)")
+        if input_features_mask is not None and len(input_features_mask) != len(input_features):
+            raise ValueError(
+                f"input_features has {len(input_features)} windows, but input_features_mask {len(input_features_mask)}; "
+                "give one row of the mask a window"
+            )
         if (audio_transcript_ids is None) != (audio_transcript_mask is None):
             raise ValueError("give audio_transcript_ids and audio_transcript_mask together")
         outputs = self.audio_tower(input_features, audio_transcript_ids, audio_transcript_mask, **kwargs)
@@ -869,6 +874,7 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
         **kwargs,
     ):
         """transformers' own, with media tokens in the first step (and in every one without a cache)."""
+        kwargs.pop("tokenizer", None)  # transformers' decoding loop hands it on where it came with stop_strings
         positions = kwargs.get("position_ids", input_ids)  # input_ids alone may lack a prompt given as embeddings
         length = positions.shape[-1]
         if self.crosses_longrope_switch(length, past_key_values):

@@ -15,7 +15,7 @@ from eagle.configuration_eagle import AUTO_MAP, EagleConfig
 from eagle.modeling_eagle import EagleForConditionalGeneration, EagleModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionModel, Phi3ForCausalLM, WhisperModel
+from transformers import AutoTokenizer, CLIPVisionModel, Phi3ForCausalLM, WhisperModel
 
 IMAGE, AUDIO, PAD = 16, 17, 0
 CROP = [10, *[IMAGE] * 8, 11]  # <image> 8 placeholders </image>
@@ -683,6 +683,24 @@ def test_embeddings_alone_generate_the_same_with_beams(tiny_model, options):
     by_ids = model.generate(**sample, **options)[:, sample["input_ids"].shape[1] :]
     ids = sample.pop("input_ids")
     assert torch.equal(model.generate(**sample, inputs_embeds=model.get_input_embeddings()(ids), **options), by_ids)
+
+
+def test_stop_strings_end_the_answer(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(ROOT, trust_remote_code=False)
+    model = tiny_model()
+    prompt = torch.tensor([[50, 51]])
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    free = model.generate(prompt, **options)
+    stop = tokenizer.decode(free[0, 2:4])
+    stopped = model.generate(prompt, stop_strings=[stop], tokenizer=tokenizer, **options)
+    assert stopped.shape[1] < free.shape[1] and stop in tokenizer.decode(stopped[0, 2:])
+
+
+def test_a_mask_of_another_number_of_windows_is_an_error(tiny_model):
+    sample = mixed_sample(1, (1.0,))
+    sample["input_features_mask"] = sample["input_features_mask"].repeat(2, 1)
+    with pytest.raises(ValueError, match="input_features has 1 windows, but input_features_mask 2"):
+        tiny_model()(**sample)
 
 
 def test_the_head_may_have_a_bias(tiny_model, tmp_path):
