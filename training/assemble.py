@@ -49,8 +49,8 @@ def assemble(preset: str, weights: list[Path], output: Path, seed: int) -> None:
 def scale_embeddings(model: torch.nn.Module) -> None:
     """Gives text tokens TOKEN_SCALE and takes it from the final norm, so that the logits stay as they are.
 
-    At the usual 0.02 the first layer's output buries which token stands where, and text beside picture tokens of 0.6 is
-    hardly read: in eagle-tiny even copying a text did not start to be learnt before this (docs/LOG.md).
+    At the usual 0.02 text is far smaller than picture tokens (0.6) and than the first layer's output, which buries which
+    token stands where (docs/LOG.md).
     """
     factor = TOKEN_SCALE / model.get_input_embeddings().weight.pow(2).mean().sqrt()
     model.get_input_embeddings().weight *= factor
