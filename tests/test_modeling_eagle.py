@@ -730,7 +730,6 @@ def repository(tiny_model, tmp_path):
 
 LOADER = """
 import sys, torch, transformers
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 folder, inputs, out, names = sys.argv[1], load_file(sys.argv[2]), sys.argv[3], sys.argv[4].split(",")
 config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)

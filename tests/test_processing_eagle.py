@@ -468,7 +468,7 @@ def test_streams_without_a_length_are_read_to_their_end(format):
 
 
 def test_without_pyav_what_needs_it_says_so(monkeypatch):
-    monkeypatch.setattr(media_eagle, "av", None)
+    monkeypatch.setattr(media_eagle, "av", None)  # what its guarded import leaves where PyAV is not installed
     webm = b"\x1a\x45\xdf\xa3" + bytes(100)
     for data, reason in ((without_length("FLAC"), "Its header states no length"), (webm, "Format not recognised")):
         with pytest.raises(ValueError, match=f"{reason}.*pip install av"):
@@ -820,7 +820,7 @@ def test_settings_and_the_transcript_tokenizer_survive_saving(tmp_path):
 def test_a_push_uploads_the_whole_folder(tmp_path, monkeypatch):
     processor = build(audio_token_source="decoder", audio_stack_factor=1)
     processor.transcript_tokenizer = TOKENIZER
-    uploads = []
+    uploads = []  # the two calls that reach the network are caught; what they are given is real
     monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **options: RepoUrl(f"https://hf.co/{repo_id}"))
     monkeypatch.setattr(HfApi, "create_commit", lambda self, **options: uploads.append(options["operations"]))
     for _ in range(2):  # the second time into a folder that is there

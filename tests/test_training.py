@@ -236,7 +236,7 @@ def test_pictures_of_a_batch_have_one_class_of_size_and_their_usual_share():
     assert large[::2] == large[1::2] and 0.15 < sum(large) / len(large) < 0.45
 
 
-# --- attention, optimizer and scripts ----------------------------------------------------------------------------------------------
+# --- attention, optimizer and scripts -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -181,8 +181,8 @@ def cell_words(picture: Picture, layout: str) -> list[str]:
     """What a picture of one crop says in each of its 128 cells, in the order of the tokens, as answers spell it.
 
     The word (after a space, but for the picture's first) whose last character lies in the cell, or the last of a code's
-    or number's characters there; once more in the next cell, if nothing ends there, or else "". The language model learns to say it at the cell's token, see training/collator.py. Of a
-    picture with several crops nothing is said: "".
+    or number's characters there; once more in the next cell, if nothing ends there, or else "". The language model learns
+    to say it at the cell's token, see training/collator.py. Of a picture with several crops nothing is said: "".
     """
     cells = np.full((TOKEN_ROWS, TOKEN_COLUMNS), "", object)
     if max(picture.image.size) <= CROP:
