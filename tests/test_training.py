@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForMultimodalLM, AutoProcessor
 
 from training import attention
 from training.assemble import assemble
-from training.collator import EagleCollator, with_media
-from training.data import world_dataset
+from training.collator import EagleCollator, EncodedCollator, with_media
+from training.data import encoded_dataset, world_dataset
+from training.encode import encode
 from training.optimizer import MuonAdamW
 from training.synthesis import dense, pictures, samples
 from training.synthesis.voices import HELD_OUT_VOICES, SAMPLING_RATE, VOICES, add_noise, say
@@ -234,6 +236,30 @@ def test_pictures_of_a_batch_have_one_class_of_size_and_their_usual_share():
     rows = world_dataset({"sign": 0.5, "code": 0.5}, batches=60, batch_size=2, seed=0)
     large = [max(row["images"][0].size) > pictures.CROP for row in rows]
     assert large[::2] == large[1::2] and 0.15 < sum(large) / len(large) < 0.45
+
+
+@pytest.mark.parametrize("skill", ["spoken_picture", "clip", "request"])
+def test_encoded_rows_give_the_loss_of_the_rows_themselves(skill, processor):
+    model = AutoModelForMultimodalLM.from_pretrained(ROOT, trust_remote_code=True, dtype=torch.float32)
+    batch = EagleCollator(processor)([samples.make(skill, "train", seed) for seed in (1, 2)])
+    encoded = EncodedCollator(model.config.text_config.pad_token_id, model.config.text_config.hidden_size)(encode(model, batch))
+    for name in ("input_ids", "labels", "attention_mask"):
+        assert torch.equal(encoded[name], batch[name])
+    with torch.inference_mode():
+        expected, got = model(**batch).loss.item(), model(**encoded).loss.item()
+    assert got == pytest.approx(expected, rel=0.03)  # the tokens are kept in bfloat16
+
+
+def test_encoded_batches_hold_neighbours_of_one_skill_and_start_over_when_all_were_read(tmp_path):
+    rows = [{"labels": [1] * n, "skill": skill, "number": n} for skill in ("sign", "code") for n in range(1, 8)]
+    Dataset.from_list(rows).save_to_disk(tmp_path)
+    drawn = encoded_dataset([str(tmp_path)], {"sign": 0.5, "code": 0.5}, batches=40, batch_size=2, seed=0, longest=6)
+    pairs = [(a["skill"], a["number"], b["number"]) for a, b in zip(drawn.select(range(0, 80, 2)), drawn.select(range(1, 80, 2)))]
+    assert set(pairs) == {(skill, n, n + 1) for skill in ("sign", "code") for n in (1, 3, 5)}
+    signs = [pair for pair in pairs if pair[0] == "sign"]
+    assert len(set(signs[:3])) == len(set(signs[3:6])) == 3
+    with pytest.raises(ValueError, match="skill 'chart' of the mix is not in"):
+        encoded_dataset([str(tmp_path)], {"chart": 1.0}, 1, 2, 0, 6)
 
 
 # --- attention, optimizer and scripts -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 
 class EagleCollator:
@@ -44,6 +45,26 @@ class EagleCollator:
         for position, word in zip(positions, cell_words, strict=False):
             if word:
                 labels[position + 1] = self.processor.tokenizer(word, add_special_tokens=False).input_ids[-1]
+
+
+class EncodedCollator:
+    """Makes a right-padded batch of rows that training/encode.py wrote; media tokens are `width` wide."""
+
+    def __init__(self, pad_token_id: int, width: int):
+        self.pad_token_id, self.width = pad_token_id, width
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids, labels = ([torch.tensor(row[name]) for row in rows] for name in ("input_ids", "labels"))
+        batch = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+        }
+        for kind in ("image", "audio"):
+            tokens = bytearray(b"".join(row[f"{kind}_tokens"] for row in rows))
+            if tokens:
+                batch[f"{kind}_hidden_states"] = torch.frombuffer(tokens, dtype=torch.bfloat16).view(-1, self.width)
+        return batch
 
 
 def tools_of(rows: list[dict[str, Any]]) -> list | None:

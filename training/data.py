@@ -1,10 +1,14 @@
-"""The small world as a data set: rows that are drawn when they are read, so that no two steps see the same picture."""
+"""The small world as a data set: rows that are drawn when they are read, so that no two steps see the same picture, or
+rows whose media `training/encode.py` has encoded once, so that they can be read often.
+"""
 
 import itertools
 import random
+from collections.abc import Iterator
 from typing import Any
 
-from datasets import Dataset
+import pyarrow.compute
+from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from training.synthesis import dense, samples
 from training.synthesis.pictures import CROP
@@ -54,3 +58,31 @@ def draw_sized(skill: str, seed: str, large: bool) -> dict:
         sample = samples.make(skill, "train", f"{seed}/{attempt}")
         if skill not in LARGE_PICTURES or large == any(max(image.size) > CROP for image in sample["images"]):
             return sample
+
+
+def encoded_dataset(
+    folders: list[str], mix: dict[str, float], batches: int, batch_size: int, seed: int, longest: int
+) -> Dataset:
+    """`batches` x `batch_size` rows of at most `longest` tokens that `training/encode.py` wrote into `folders`.
+
+    Each batch holds neighbours of one skill, drawn with the probabilities of `mix`. A skill's batches come in random
+    order; once all have been read, they start over in another.
+    """
+    rows = concatenate_datasets([load_from_disk(folder) for folder in folders])
+    lengths = pyarrow.compute.list_value_length(rows.data.column("labels")).to_pylist()
+    rows = rows.select([i for i, length in enumerate(lengths) if length <= longest])
+    skills = rows["skill"][:]
+    missing = set(mix) - set(skills)
+    if missing:
+        raise ValueError(f"skill {missing.pop()!r} of the mix is not in {', '.join(folders)}; they hold {', '.join(set(skills))}")
+    rng = random.Random(seed)
+    decks = {skill: shuffled([i for i, s in enumerate(skills) if s == skill], batch_size, rng) for skill in mix}
+    order = [i for skill in rng.choices(list(mix), list(mix.values()), k=batches) for i in next(decks[skill])]
+    return rows.select(order)
+
+
+def shuffled(indices: list[int], batch_size: int, rng: random.Random) -> Iterator[list[int]]:
+    """Batches of neighbouring indices, in random order, without end."""
+    batches = [indices[i : i + batch_size] for i in range(0, len(indices) - batch_size + 1, batch_size)]
+    while True:
+        yield from rng.sample(batches, len(batches))

@@ -2,6 +2,7 @@
 
     python -m training.sft --config training/recipes/instruct/tiny.yaml
     python -m training.sft --config training/recipes/instruct/tiny.yaml --max_steps 20 --output_dir runs/try
+    OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 -m training.sft --config ...  # one process a core
 
 Any field of the recipe can be given on the command line; an unknown one is an error. A killed run goes on from its last
 checkpoint.
@@ -17,8 +18,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from training import attention
-from training.collator import EagleCollator
-from training.data import world_dataset
+from training.collator import EagleCollator, EncodedCollator
+from training.data import encoded_dataset, world_dataset
 from training.optimizer import MuonAdamW
 
 
@@ -28,12 +29,15 @@ class EagleArguments:
 
     `model`: a checkpoint folder or repository. `mix`: probability of each skill. `rates`: learning rate of each trained
     module of EagleModel, such as `language_model`, or of a part of one, such as `language_model.embed_tokens`; what is not
-    named stays frozen. (JSON on the command line, mappings in a recipe.)
+    named stays frozen. `encoded`: folders of training/encode.py to read rows of at most `longest` tokens from; without
+    them rows are drawn anew. (JSON on the command line, mappings in a recipe.)
     """
 
     model: str
     mix: dict | str
     rates: dict | str
+    encoded: list[str] | None = None
+    longest: int = 8192
 
 
 @dataclass
@@ -89,15 +93,21 @@ def main() -> None:
     if config.use_cpu:
         model.set_attn_implementation(attention.NAME)
     freeze(model, rates)
-    batches = config.max_steps * config.gradient_accumulation_steps
-    dataset = world_dataset(mix, batches, config.per_device_train_batch_size, config.seed)
-    trainer = EagleTrainer(
-        model, config, EagleCollator(processor), dataset, processing_class=processor, rates=rates
-    )
+    if arguments.encoded and (moving := [name for name in rates if not name.startswith("language_model")]):
+        raise ValueError(f"the recipe trains {moving[0]!r}, which encoded rows have behind them; only language_model can be")
+    batches = config.max_steps * config.gradient_accumulation_steps * config.world_size
+    drawn = mix, batches, config.per_device_train_batch_size, config.seed
+    if arguments.encoded:
+        dataset = encoded_dataset(arguments.encoded, *drawn, arguments.longest)
+        collator = EncodedCollator(model.config.text_config.pad_token_id, model.config.text_config.hidden_size)
+    else:
+        dataset, collator = world_dataset(*drawn), EagleCollator(processor)
+    trainer = EagleTrainer(model, config, collator, dataset, processing_class=processor, rates=rates)
     last = get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=last)
-    model.to(torch.bfloat16).save_pretrained(config.output_dir)
-    processor.save_pretrained(config.output_dir)
+    if trainer.is_world_process_zero():
+        model.to(torch.bfloat16).save_pretrained(config.output_dir)
+        processor.save_pretrained(config.output_dir)
 
 
 if __name__ == "__main__":

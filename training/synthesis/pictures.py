@@ -297,7 +297,7 @@ def sign(rng: random.Random, words: tuple[str, ...], split: str) -> Picture:
 
 def poster(rng: random.Random, texts: list[str], split: str) -> tuple[Picture, list[list[str]]]:
     """As many of the texts as find room in one crop, in lines of one size and typeface; and these lines."""
-    width, height, size = rng.randint(220, CROP), rng.randint(160, CROP), random_size(rng, high=48)
+    width, height, size = rng.randint(220, CROP), rng.randint(160, CROP), random_size(rng, high=rng.choice((20, 48)))
     font_name, font = choose_font(rng, split, size)
     paper, ink = random_colours(rng)
     picture = Picture(background(rng, width, height, paper), facts={"font": font_name, "size": size})

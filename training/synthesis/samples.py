@@ -25,6 +25,7 @@ SIGN_QUESTIONS = ("what does the sign say", "what is on the sign", "tell me what
 CODE_QUESTIONS = ("what is the code", "read the code", "tell me the code on the sign", "which code do you see")
 VALUE_QUESTIONS = ("what is the value of {}", "tell me the value of {}", "how much is {}", "what value has {}")
 TRANSCRIBE = ("Write down what you hear.", "What is said?", "Transcribe the speech.")
+LONGEST_DICTATION = 29  # seconds; one window of the audio tower holds 30
 COUNT_ALL = "how many shapes are there"
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 
@@ -78,13 +79,13 @@ def speech(rng: random.Random, split: str, text: str) -> tuple[np.ndarray, dict]
 
 
 def page(rng: random.Random, split: str) -> dict:
-    """Everything that a picture says, line by line: 1 to 48 words and codes.
+    """Everything that a picture says, line by line: up to 64 words and codes.
 
     Training only: many answered tokens for one picture.
     """
     lines = []
     while not lines:
-        texts = [pictures.random_code(rng, split) if rng.random() < 0.2 else rng.choice(world.WORDS) for _ in range(48)]
+        texts = [pictures.random_code(rng, split) if rng.random() < 0.15 else rng.choice(world.WORDS) for _ in range(64)]
         picture, lines = pictures.poster(rng, [pictures.random_case(rng, text) for text in texts], split)
     texts = iter(texts)  # in the case of answers: words in lower, codes in upper
     answer = "\n".join(" ".join(next(texts) for _ in line) for line in lines)
@@ -246,6 +247,25 @@ def sentence(rng: random.Random, split: str) -> dict:
     return row(rng, parts, text, **sound)
 
 
+def dictation(rng: random.Random, split: str) -> dict:
+    """Several sentences in one recording of up to 30 s, written down line by line.
+
+    Training only: many answered tokens for one recording.
+    """
+    waveforms, texts, samples = [], [], 0
+    while True:
+        text = world.sentence(rng, split)
+        waveform, _ = speech(rng, split, text)
+        pause = np.zeros(int(rng.uniform(0.1, 0.6) * SAMPLING_RATE), np.float32)
+        samples += len(pause) + len(waveform)
+        if samples > LONGEST_DICTATION * SAMPLING_RATE:
+            break
+        waveforms += [pause, waveform]
+        texts.append(text)
+    parts = [("audio", np.concatenate(waveforms)), ("text", rng.choice(TRANSCRIBE))]
+    return row(rng, parts, "\n".join(texts))
+
+
 def fact(rng: random.Random, split: str, spoken: bool = False) -> dict:
     """Facts of the world, asked in writing, in training 10 in a row, or aloud."""
     question, answer = world.fact_question(rng, split)
@@ -290,7 +310,7 @@ SKILLS = {
     function.__name__: function
     for function in (
         *(sign, code, sentence, chart, scene, clip, spoken_picture, fact, spoken_fact, request),
-        *(page, bars, things),
+        *(page, bars, things, dictation),
     )
 }
 
