@@ -51,13 +51,15 @@ assets: setup ## Draw the demo's files in assets/ again
 eval: setup ## Score the checkpoint at the root on held-out items of every skill (hours on two cores; ARGS="--count 50")
 	$(RUN) -m eval.skills $(ARGS)
 
-train-tiny: setup ## Train eagle-tiny from nothing into runs/instruct; a killed run goes on where it stood
+train-tiny: setup ## Train eagle-tiny from nothing into runs/language; a killed run goes on where it stood
 	$(RUN) -m training.towers --config training/recipes/towers/patches.yaml
 	$(RUN) -m training.towers --config training/recipes/towers/vision.yaml
 	$(RUN) -m training.towers --config training/recipes/towers/audio.yaml
 	$(RUN) -m training.assemble --preset eagle-tiny --weights runs/towers-vision runs/towers-audio --output runs/start
 	$(RUN) -m training.sft --config training/recipes/pretrain/tiny.yaml
 	$(RUN) -m training.sft --config training/recipes/instruct/tiny.yaml
+	test -d runs/encoded || $(RUN) -m training.encode --model runs/instruct --rows 2560 --output runs/encoded
+	$(RUN) -m training.sft --config training/recipes/instruct/language.yaml
 
 key:
 	@echo $(KEY)

@@ -173,9 +173,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="items a skill")
     parser.add_argument("--skills", nargs="+", choices=SKILLS, default=SKILLS)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is twice as fast")
     parser.add_argument("--output", type=Path, default=Path("out/skills"))
     args = parser.parse_args()
-    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=torch.float32).eval()
+    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=args.dtype).eval()
     processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
     args.output.mkdir(parents=True, exist_ok=True)
     scores = {}

@@ -8,6 +8,8 @@ BATCH x BATCHES, so that neighbours make a batch with little padding.
 """
 
 import argparse
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +59,7 @@ def to_bytes(tokens: torch.Tensor) -> bytes:
     return tokens.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def encoded_rows(model_path: str, skills: list[str], rows: int, seed: int) -> Iterator[dict]:
+def encoded_rows(model_path: str, skills: tuple[str, ...], rows: int, seed: int) -> Iterator[dict]:
     """`rows` rows of each skill, in turns."""
     model = AutoModelForMultimodalLM.from_pretrained(model_path, trust_remote_code=True, dtype=torch.float32)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,8 +87,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    rows = encoded_rows(args.model, args.skills, args.rows, args.seed)
-    Dataset.from_list(list(rows)).save_to_disk(args.output)
+    if args.output.exists():
+        parser.error(f"{args.output} is there already; remove it, or name another folder")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    drawn = {"model_path": args.model, "skills": tuple(args.skills), "rows": args.rows, "seed": args.seed}
+    with tempfile.TemporaryDirectory(dir=args.output.parent) as beside:
+        rows = Dataset.from_generator(encoded_rows, gen_kwargs=drawn, cache_dir=beside)
+        rows.save_to_disk(f"{beside}/done")
+        os.replace(f"{beside}/done", args.output)
 
 
 if __name__ == "__main__":
