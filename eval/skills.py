@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="items a skill")
     parser.add_argument("--skills", nargs="+", choices=SKILLS, default=SKILLS)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is twice as fast")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--output", type=Path, default=Path("out/skills"))
     args = parser.parse_args()
     model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=args.dtype).eval()

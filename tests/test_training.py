@@ -372,6 +372,25 @@ def test_sft_trains_the_named_modules_at_their_rates(tmp_path):
     assert not any("embed_tokens" in name for name in changed)  # a part has its own rate
 
 
+@pytest.mark.slow
+def test_the_language_stage_learns_from_what_encode_wrote(tmp_path):
+    encoded, trained = tmp_path / "encoded", tmp_path / "trained"
+    skills = ["sign", "fact"]
+    run([sys.executable, "-m", "training.encode", "--model", ".", "--skills", *skills, "--rows", "64", "--output", str(encoded)])
+    recipe = yaml.safe_load((ROOT / "training/recipes/instruct/language.yaml").read_text())
+    recipe |= {"model": ".", "encoded": [str(encoded)], "mix": dict.fromkeys(skills, 0.5), "output_dir": str(trained)}
+    recipe |= {"max_steps": 2, "gradient_accumulation_steps": 1, "warmup_steps": 0, "lr_scheduler_kwargs": {"num_decay_steps": 1}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run([sys.executable, "-m", "training.sft", "--config", str(tmp_path / "recipe.yaml")])
+    before, after = (load_file(folder / "model.safetensors") for folder in (ROOT, trained))
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"language_model"}
+    recipe["rates"] = {"vision_tower": 0.001}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(AssertionError, match="trains 'vision_tower', which encoded rows have behind them"):
+        run([sys.executable, "-m", "training.sft", "--config", str(tmp_path / "recipe.yaml")])
+
+
 def test_a_preset_whose_tokenizer_lies_elsewhere_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'eagle' has its image placeholder at 32022.*at 16"):
         assemble("eagle", [], tmp_path, seed=0)
