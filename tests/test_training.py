@@ -258,8 +258,10 @@ def test_encoded_batches_hold_neighbours_of_one_skill_and_start_over_when_all_we
     assert set(pairs) == {(skill, n, n + 1) for skill in ("sign", "code") for n in (1, 3, 5)}
     signs = [pair for pair in pairs if pair[0] == "sign"]
     assert len(set(signs[:3])) == len(set(signs[3:6])) == 3
-    with pytest.raises(ValueError, match="skill 'chart' of the mix is not in"):
+    with pytest.raises(ValueError, match="hold 0 rows of 'chart' with at most 6 tokens"):
         encoded_dataset([str(tmp_path)], {"chart": 1.0}, 1, 2, 0, 6)
+    with pytest.raises(ValueError, match="hold 1 rows of 'sign' with at most 1 tokens, but a batch takes 2"):
+        encoded_dataset([str(tmp_path)], {"sign": 1.0}, 1, 2, 0, longest=1)
 
 
 # --- attention, optimizer and scripts -----------------------------------------------------------------------------------

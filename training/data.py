@@ -72,9 +72,12 @@ def encoded_dataset(
     lengths = pyarrow.compute.list_value_length(rows.data.column("labels")).to_pylist()
     rows = rows.select([i for i, length in enumerate(lengths) if length <= longest])
     skills = rows["skill"][:]
-    missing = set(mix) - set(skills)
-    if missing:
-        raise ValueError(f"skill {missing.pop()!r} of the mix is not in {', '.join(folders)}; they hold {', '.join(set(skills))}")
+    for skill in mix:
+        if (count := skills.count(skill)) < batch_size:
+            raise ValueError(
+                f"{', '.join(folders)} hold {count} rows of {skill!r} with at most {longest} tokens, but a batch takes "
+                f"{batch_size}; encode more of them, or raise `longest`"
+            )
     rng = random.Random(seed)
     decks = {skill: shuffled([i for i, s in enumerate(skills) if s == skill], batch_size, rng) for skill in mix}
     order = [i for skill in rng.choices(list(mix), list(mix.values()), k=batches) for i in next(decks[skill])]
