@@ -6,7 +6,9 @@ RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 
 # The environment is done when it holds a file named after the hash of requirements.txt: another hash, another install.
-KEY := $(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(open('requirements.txt', 'rb').read()).hexdigest()[:16])")
+hash = $(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(open('$(1)', 'rb').read()).hexdigest()[:16])")
+KEY := $(call hash,requirements.txt)
+LMMS_EVAL_KEY = requirements-$(call hash,requirements-lmms-eval.txt)
 READY := $(VENV)/requirements-$(KEY)
 
 # Nothing is fetched after the install, and nothing is written outside the checkout.
@@ -14,7 +16,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HOME ?= $(CURDIR)/build/huggingface
 export MPLCONFIGDIR ?= $(CURDIR)/build/matplotlib
 
-.PHONY: help setup demo test test-slow test-all conformance lint assets eval train-tiny key
+.PHONY: help setup demo test test-slow test-all conformance lint assets eval skills lmms-eval train-tiny key
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -48,8 +50,16 @@ lint: setup ## Check the code's style
 assets: setup ## Draw the demo's files in assets/ again
 	$(RUN) -m training.synthesis.make_assets
 
-eval: setup ## Score the checkpoint at the root on held-out items of every skill (hours on two cores; ARGS="--count 50")
+eval: setup ## Measure the checkpoint at the root on the mini suite (10 minutes; ARGS="--tasks chartqa --data-root data")
+	$(RUN) -m eval.run --num-processes 2 $(ARGS)
+
+skills: setup ## Score the checkpoint at the root on held-out items of every skill (45 minutes; ARGS="--count 50")
 	$(RUN) -m eval.skills $(ARGS)
+
+lmms-eval: setup ## Install lmms-eval into build/lmms-eval, for cross-checks
+	test -f build/lmms-eval/$(LMMS_EVAL_KEY) || rm -rf build/lmms-eval
+	test -d build/lmms-eval || $(RUN) -m pip install --disable-pip-version-check -q --no-deps --target build/lmms-eval.part -r requirements-lmms-eval.txt
+	test -d build/lmms-eval || (touch build/lmms-eval.part/$(LMMS_EVAL_KEY) && mv build/lmms-eval.part build/lmms-eval)
 
 train-tiny: setup ## Train eagle-tiny from nothing into runs/language; a killed run goes on where it stood
 	$(RUN) -m training.towers --config training/recipes/towers/patches.yaml

@@ -10,8 +10,6 @@ the table with 95 % intervals (Wilson; for word error rates, a bootstrap over se
 
 import argparse
 import json
-import math
-import random
 from pathlib import Path
 
 import jiwer
@@ -21,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+from eval.statistics import bootstrap, wilson
 from training.collator import with_media
 from training.synthesis import samples
 from training.synthesis.pictures import HELD_OUT_FONTS
@@ -68,24 +67,9 @@ def is_close(answer: str, target: str) -> bool:
         return is_exact(answer, target)
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a proportion."""
-    z = 1.96
-    middle = (right + z * z / 2) / (total + z * z)
-    half = z / (total + z * z) * math.sqrt(right * (total - right) / total + z * z / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def word_error_rate(pairs: list[tuple[str, str]]) -> float:
     """Corpus word error rate of (target, answer) pairs."""
     return jiwer.wer([target for target, _ in pairs], [answer for _, answer in pairs])
-
-
-def bootstrap(pairs: list[tuple[str, str]], draws: int = 500) -> tuple[float, float]:
-    """The 95 % interval of the corpus word error rate over resampled sentences."""
-    rng = random.Random(0)
-    rates = sorted(word_error_rate(rng.choices(pairs, k=len(pairs))) for _ in range(draws))
-    return rates[int(0.025 * draws)], rates[int(0.975 * draws)]
 
 
 def score(skill: str, items: list[dict]) -> dict:
@@ -94,7 +78,7 @@ def score(skill: str, items: list[dict]) -> dict:
         return {"score": None, "interval": None, "count": 0}
     if skill == "sentence":
         pairs = [(item["target"], item["answer"]) for item in items]
-        return {"score": word_error_rate(pairs), "interval": bootstrap(pairs), "count": len(items)}
+        return {"score": word_error_rate(pairs), "interval": bootstrap(pairs, None, word_error_rate, draws=500), "count": len(items)}
     right = sum(item["right"] for item in items)
     return {"score": right / len(items), "interval": wilson(right, len(items)), "count": len(items)}
 

@@ -25,12 +25,6 @@ def test_close_allows_five_per_cent(answer, target, right):
     assert skills.is_close(answer, target) is right
 
 
-def test_wilson_interval_matches_the_textbook():
-    low, high = skills.wilson(8, 10)
-    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
-    assert skills.wilson(0, 10)[0] == pytest.approx(0, abs=1e-9)
-
-
 def test_word_error_rate_counts_words_of_the_corpus():
     items = [{"target": "one two three four", "answer": "one two tree four"}, {"target": "five", "answer": "five"}]
     value = skills.score("sentence", items)
