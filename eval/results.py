@@ -79,7 +79,7 @@ def results_of(task: Task, rows: int, samples: list[dict[str, Any]]) -> dict[str
 
 def not_applicable(task: Task) -> dict[str, Any]:
     """The entry of a task that needs what is not there: it has no figure, not the figure 0."""
-    reason = f"needs a {task.needs}, and none was given"
+    reason = f"needs {task.needs}"
     return {"status": "n/a", "reason": reason, "split": task.split, "compares_to": task.compares_to}
 
 

@@ -130,12 +130,12 @@ def batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
 
 def check_fits(model: Model, benches: dict[str, Bench], items: list[Item], batch_size: int, world: int) -> None:
     """Ends the run, before it starts, where a prompt is too long for the model or a batch for the memory."""
-    longest = max(items, key=lambda item: item.size.tokens)
-    if longest.size.tokens >= model.context_length:
-        raise TaskError(
-            f"task {longest.task}, row {longest.index}: its prompt has {longest.size.tokens} tokens, and the model reads "
-            f"{model.context_length} with the answer. Leave the task out, or take a model with a longer context"
-        )
+    for item in items:
+        if item.size.tokens >= model.context_length:
+            raise TaskError(
+                f"task {item.task}, row {item.index}: its prompt has {item.size.tokens} tokens, and the model reads "
+                f"{model.context_length} with the answer. Leave the task out, or take a model with a longer context"
+            )
     free = model.memory_free() // (1 if torch.cuda.is_available() else world)
     for batch in batches(items, batch_size):
         new_tokens = benches[batch[0].task].task.generation_kwargs.get("max_new_tokens", 0)

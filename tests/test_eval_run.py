@@ -202,6 +202,13 @@ def test_unreadable_pictures_are_counted_and_wrong(folder):
     assert "UnidentifiedImageError" in lines[1]["error"] and lines[2]["metrics"]["right"] == 0
 
 
+def test_tasks_that_need_more_have_no_figure(folder):
+    results, lines = evaluate(folder, folder / "out", tasks="mmvet,voice")
+    assert {name: entry["status"] for name, entry in results["tasks"].items()} == {"mmvet": "n/a", "voice_answers": "n/a"}
+    assert "eval.voice" in results["tasks"]["voice_answers"]["reason"] and lines == []
+    assert "a model that speaks" in (folder / "out/report.md").read_text()
+
+
 def test_no_readable_row_is_an_error(folder):
     write_rows(folder, [sign(0) | {"image": {"bytes": b"no picture", "path": None}}])
     with pytest.raises(TaskError, match="no row can be read; row 0 says: UnidentifiedImageError"):

@@ -450,7 +450,7 @@ def test_group_is_complete(group):
 
 
 def test_a_score_of_a_judge_is_not_made_up():
-    assert the("mmvet").needs == "judge"
+    assert the("mmvet").needs.startswith("a judge")
 
 
 def published() -> list[dict]:
