@@ -242,30 +242,23 @@ def media_parts(request: Request) -> list[dict[str, Any]]:
 
 
 def image_size(image) -> tuple[int, int]:
-    """(height, width) of a PIL picture, or of a file's bytes or path, without decoding it."""
-    if isinstance(image, dict):
-        image = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-    try:
-        width, height = (image if isinstance(image, Image.Image) else Image.open(image)).size
-    except OSError:
-        return 1, 1
+    """(height, width) of a PIL picture or a file, which need not be decoded for it."""
+    width, height = (image if isinstance(image, Image.Image) else Image.open(image)).size
     return height, width
 
 
 def audio_seconds(audio) -> float:
-    """Length of {"array", "sampling_rate"} or {"bytes", "path"}; 0 if it cannot be read."""
-    if audio.get("array") is not None:
+    """Length of {"array", "sampling_rate"}, or of a file's bytes or path; 0 if it cannot be read."""
+    if isinstance(audio, dict):
         return len(audio["array"]) / audio["sampling_rate"]
     try:
-        return soundfile.info(io.BytesIO(audio["bytes"]) if audio.get("bytes") is not None else audio["path"]).duration
-    except (soundfile.LibsndfileError, TypeError):
+        return soundfile.info(io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)).duration
+    except soundfile.LibsndfileError:
         return 0.0
 
 
 def video_seconds(video) -> float:
-    """Length of a video, given as a path, bytes or {"bytes", "path"}; 0 if it cannot be read."""
-    if isinstance(video, dict):
-        video = video["bytes"] if video.get("bytes") is not None else video["path"]
+    """Length of a video, given as a path or bytes; 0 if it cannot be read."""
     try:
         with av.open(io.BytesIO(video) if isinstance(video, bytes) else str(video)) as container:
             return (container.duration or 0) / av.time_base

@@ -44,6 +44,7 @@ from eval.task import TASKS, Rows, Task, TaskError, load_tasks, row_sha256, task
 CODE = ("models.py", "task.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "pillow", "soundfile", "av", "numpy")
 FOREVER = timedelta(days=30)  # a process may be done long before the others
+SUBTYPES = {"audio": "mpeg", "video": "mp4"}  # what browsers are told of files; they look for themselves
 MEDIA_ERRORS = (OSError, ValueError, RuntimeError)  # RuntimeError: soundfile's
 
 
@@ -250,7 +251,7 @@ def manifest(model: Model, benches: dict[str, Bench], items: list[Item], args: a
         return {
             "dataset": "/".join(filter(None, (bench.task.dataset_path, bench.task.dataset_name))),
             "split": bench.task.split,
-            "revision": (bench.task.dataset_kwargs or {}).get("revision"),
+            "revision": bench.docs.revision,
             "data_root": str(bench.docs.folder) if bench.docs.folder else None,
             "rows_sha256": fingerprint([item.row_sha256 for item in own]),
             "prompt_sha256": fingerprint([item.prompt for item in own]),
@@ -371,11 +372,10 @@ def encoded(part: dict[str, Any]) -> tuple[str, bytes, str]:
     if kind == "image":
         medium.convert("RGB").save(file, "JPEG")
         return kind, file.getvalue(), "image/jpeg"
-    if kind == "audio":
+    if isinstance(medium, dict):
         soundfile.write(file, medium["array"], medium["sampling_rate"], format="WAV")
         return kind, file.getvalue(), "audio/wav"
-    medium = medium["bytes"] if isinstance(medium, dict) else medium
-    return kind, medium if isinstance(medium, bytes) else Path(medium).read_bytes(), "video/mp4"
+    return kind, medium if isinstance(medium, bytes) else Path(medium).read_bytes(), f"{kind}/{SUBTYPES[kind]}"
 
 
 if __name__ == "__main__":

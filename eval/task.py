@@ -118,13 +118,15 @@ def expand(name: str, files: dict[str, Path], overrides: dict[str, Any]) -> Iter
 
 
 def open_media(feature, value):
-    """A column's value with its pictures opened (not yet decoded) and its sound read."""
+    """A column's value with its pictures opened (not yet decoded), its sound read, its videos as bytes or paths."""
     if value is None:
         return None
     if isinstance(feature, Image):
         return open_image(value)
     if isinstance(feature, Audio):
         return open_sound(value)
+    if isinstance(feature, Video):
+        return value["bytes"] if value["bytes"] is not None else value["path"]
     if isinstance(feature, datasets.List):
         return [open_media(feature.feature, item) for item in value]
     if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:  # Parquet that `datasets` did not write
@@ -144,7 +146,7 @@ def open_image(value: dict) -> PILImage.Image:
 
 def open_sound(value: dict) -> dict[str, Any]:
     array, sampling_rate = soundfile.read(source_of(value), dtype="float32")
-    return {"array": array, "sampling_rate": sampling_rate, "path": value["path"]}
+    return {**value, "array": array, "sampling_rate": sampling_rate}
 
 
 def open_unnamed(value: dict):
@@ -206,6 +208,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def revision(self) -> str | None:
+        """The commit of the Hub's data set that the rows come from; None if they do not."""
+        files = " ".join(self.dataset.info.download_checksums or {})
+        found = re.search(r"@([0-9a-f]{40})/", files)
+        return found and found[1]
+
     def raw(self, index: int) -> dict[str, Any]:
         return self.dataset[index]
 
@@ -238,7 +247,10 @@ def load_split(path: str, name: str | None, split: str, data_root: Path | None =
         try:
             return datasets.load_dataset(path, name, split=split, **kwargs)
         except (OSError, ValueError) as error:
-            raise TaskError(f"cannot load split {split!r} of {path} ({name or 'default'}) from the Hub: {error}") from error
+            raise TaskError(
+                f"cannot load split {split!r} of {path} ({name or 'default'}) from the Hub: {error}. Without a network, give "
+                f"--data-root ROOT with its Parquet in ROOT/{path}"
+            ) from error
     folder = (data_root or Path()) / path / (name or "")
     splits = parquet_splits(folder)
     if split not in splits:
