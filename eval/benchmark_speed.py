@@ -2,6 +2,7 @@
 
     make lmms-eval
     python -m eval.benchmark_speed
+    python -m eval.benchmark_speed --questions 4                             # four questions on each picture
     python -m eval.benchmark_speed --count 20 --rounds 1 --batch-sizes 4 8   # does it run?
 
 Draws pictures of signs, and asks for their text in three ways: by `eval.run`, by lmms-eval with
@@ -60,31 +61,30 @@ NAMES = {"plain": "plain generate", "ours": "this harness", "lmms-eval": "lmms-e
 # ------------------------------------------------------------------------------------------------ the task
 
 
-def write_task(folder: Path, count: int, model: str) -> None:
+def write_task(folder: Path, count: int, questions: int, model: str) -> None:
     """The rows as Parquet, their task file, and the order in which `eval.run` asks them: the longest prompt first."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "data").mkdir(parents=True)
     (folder / "tasks").mkdir()
     features = Features({"image": Image(), "question": Value("string"), "answer": Value("string")})
-    Dataset.from_list(sign_rows(count), features).to_parquet(folder / "data/test.parquet")
+    Dataset.from_list(sign_rows(count, questions), features).to_parquet(folder / "data/test.parquet")
     (folder / "tasks/utils.py").write_text(UTILS)
     task = TASK.format(data=(folder / "data").resolve(), max_new_tokens=MAX_NEW_TOKENS)
     (folder / "tasks/speed_signs.yaml").write_text(task)
     torch_model, (task, docs) = TorchModel(model), rows_of(folder)
-    tokens = [torch_model.size(task.request(docs[index])).tokens for index in range(count)]
-    order = sorted(range(count), key=lambda index: (-tokens[index], index))
+    sizes = [torch_model.size(task.request(docs[index])) for index in range(count)]
+    order = sorted(range(count), key=lambda index: (-sizes[index].media_tokens, index))
     (folder / "order.json").write_text(json.dumps(order))
 
 
-def sign_rows(count: int) -> list[dict]:
-    """Rows of signs that are asked about in text."""
-    rows, seed = [], 0
-    while len(rows) < count:
-        row, seed = samples.make("sign", "test", seed), seed + 1
-        question = row["messages"][0]["content"]
-        if [part["type"] for part in question] == ["image", "text"]:
-            answer = row["messages"][1]["content"][0]["text"]
-            rows.append({"image": row["images"][0], "question": question[1]["text"], "answer": answer})
+def sign_rows(count: int, questions: int) -> list[dict]:
+    """Rows of signs, each asked about in so many wordings."""
+    rows = []
+    for number in range(count):
+        row = samples.make("sign", "test", number // questions)
+        question = samples.SIGN_QUESTIONS[number % questions]
+        answer = row["messages"][1]["content"][0]["text"]
+        rows.append({"image": row["images"][0], "question": question, "answer": answer})
     return rows
 
 
@@ -205,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=".")
     parser.add_argument("--count", type=int, default=1000, help="rows")
+    parser.add_argument("--questions", type=int, default=1, choices=range(1, 5), help="on each picture")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=8, help="of the comparison at equal batch size")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8, 16, 32], help="to choose from")
@@ -214,7 +215,7 @@ def main() -> None:
     if args.measure:
         measure(args)
         return
-    write_task(args.folder, args.count, args.model)
+    write_task(args.folder, args.count, args.questions, args.model)
     best = {way: best_batch_size(way, args) for way in ("ours", "lmms-eval")}
     equal = [(way, args.batch_size) for way in WAYS]
     runs = list(dict.fromkeys([*equal, *best.items()]))

@@ -5,6 +5,7 @@ A further backend (fake-quantized weights, llama.cpp) is another class with the 
 
 import hashlib
 import io
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,13 +23,15 @@ from eval.task import Request
 WEIGHTS = ("*.safetensors", "*.bin")
 SETTINGS = ("*.json", "*.jinja", "*_eagle.py", "tokenizer/*")
 MAX_NEW_TOKENS = 128  # where a task does not say
+KEPT_CROPS = 512  # encoded crops that are remembered; at full size 0.4 GB
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a request costs: prompt tokens, of them those of media, picture crops and 30 s windows of sound."""
+    """What a request costs: prompt tokens, how many of them are media's, picture crops and 30 s windows of sound."""
 
     tokens: int
+    media_tokens: int = 0
     crops: int = 0
     windows: int = 0
 
@@ -71,6 +74,7 @@ class TorchModel:
         self.model = AutoModelForMultimodalLM.from_pretrained(path, trust_remote_code=True, dtype=dtype).eval().to(device)
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
         self.layout = {"image_layout": image_layout} if image_layout else {}
+        self.crops = OrderedDict()  # digest of a crop's pixels -> its tokens
         self.config = self.model.config
         text = self.config.get_text_config()
         self.context_length = text.max_position_embeddings
@@ -118,8 +122,8 @@ class TorchModel:
         )
         crops, windows = sum(counts["num_image_patches"]), sum(int(second // 30) + 1 for second in seconds)
         markers = 3 * crops + 2 * windows
-        media_tokens = sum(counts["num_image_tokens"]) + sum(counts["num_audio_tokens"])
-        return Size(text_tokens + media_tokens + markers, crops, windows)
+        media_tokens = sum(counts["num_image_tokens"]) + sum(counts["num_audio_tokens"]) + markers
+        return Size(text_tokens + media_tokens, media_tokens, crops, windows)
 
     # Memory
 
@@ -179,8 +183,7 @@ class TorchModel:
         """Greedy answers, whatever sampling the task's file asks for; or the log-likelihood of each choice."""
         if requests[0].choices is not None:
             return self.log_likelihoods(*prepared)
-        kwargs = requests[0].generation_kwargs
-        inputs = {name: tensor.to(self.model.device) for name, tensor in prepared.items()}
+        kwargs, inputs = requests[0].generation_kwargs, self.encoded(prepared)
         ids = self.model.generate(
             **inputs,
             max_new_tokens=kwargs.get("max_new_tokens", MAX_NEW_TOKENS),
@@ -189,6 +192,26 @@ class TorchModel:
         )
         until = kwargs.get("until") or []
         return [self.read(row, [until] if isinstance(until, str) else until) for row in ids[:, inputs["input_ids"].shape[1] :].tolist()]
+
+    def encoded(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inputs on the model's device, with the tokens of pictures in place of their pixels.
+
+        A crop is encoded once however often it is asked about: benchmarks have several questions on a picture, and the
+        vision tower takes more than half of the time that a short answer takes.
+        """
+        inputs = dict(inputs)
+        if (pixels := inputs.pop("pixel_values", None)) is not None:
+            digests = [hashlib.sha256(crop.numpy().data).digest() for crop in pixels]
+            missing = {digest: crop for digest, crop in zip(digests, pixels, strict=True) if digest not in self.crops}
+            if missing:
+                crops = torch.stack(list(missing.values())).to(self.model.device, self.model.dtype)
+                tokens = self.model.get_image_features(crops, return_dict=True).pooler_output
+                self.crops |= dict(zip(missing, tokens, strict=True))
+            inputs["image_hidden_states"] = torch.cat([self.crops[digest] for digest in digests])
+            while len(self.crops) > KEPT_CROPS:
+                self.crops.popitem(last=False)
+        inputs.pop("image_sizes", None)
+        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
 
     def read(self, ids: list[int], until: list[str]) -> Answer:
         """The answer in generated ids, up to the end of the turn or the first of the strings that end it."""
@@ -201,8 +224,7 @@ class TorchModel:
     def log_likelihoods(self, inputs: dict[str, torch.Tensor], asked: list[list[tuple[int, list[int]]]]) -> list[Answer]:
         """Sums of the log-probabilities of each choice's tokens, natural logarithm."""
         longest = max(len(ids) for choices in asked for _, ids in choices)
-        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        logits = self.model(**inputs, logits_to_keep=longest).logits
+        logits = self.model(**self.encoded(inputs), logits_to_keep=longest).logits
         logprobs = logits.float().log_softmax(-1).cpu()  # (rows, longest, vocabulary)
         answers = []
         for choices in asked:

@@ -120,12 +120,16 @@ def plan(model: Model, bench: Bench, limit: int | None, rank: int, world: int) -
 
 
 def batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
-    """Batches of one task each, of prompts of like length, the longest first."""
+    """Batches of one task each, of prompts of like length, the longest first.
+
+    Among prompts of equal media and texts of like length the data set's order stays, in which questions on one picture
+    follow each other: it is encoded once.
+    """
     groups = {}
     for item in items:
         groups.setdefault(item.task, []).append(item)
     for group in groups.values():
-        group.sort(key=lambda item: (-item.size.tokens, item.index))
+        group.sort(key=lambda item: (-item.size.media_tokens, -((item.size.tokens - item.size.media_tokens) // 64), item.index))
         yield from (group[start : start + batch_size] for start in range(0, len(group), batch_size))
 
 
@@ -143,8 +147,8 @@ def check_fits(model: Model, benches: dict[str, Bench], items: list[Item], batch
         needed = model.memory_needed([item.size for item in batch], new_tokens)
         if needed > free:
             raise TaskError(
-                f"task {batch[0].task}: a batch of {len(batch)} prompts of up to {batch[0].size.tokens} tokens needs about "
-                f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Try --batch-size {max(1, len(batch) * free // needed)}"
+                f"task {batch[0].task}: a batch of {len(batch)} prompts of up to {max(item.size.tokens for item in batch)} tokens "
+                f"needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Try --batch-size {max(1, len(batch) * free // needed)}"
             )
 
 

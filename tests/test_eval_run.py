@@ -272,6 +272,21 @@ def test_likelihoods_are_those_of_the_model(model):
             assert found == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_crop_is_encoded_once_and_answers_are_the_same(model):
+    image = samples.make("sign", "test", 3)["images"][0]
+    asked = [Request([{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}])
+             for text in ("What does the sign say?", "Read the sign.", "what is on the sign")]  # fmt: skip
+    model.crops.clear()
+    alone = [model.answer([request], model.prepare([request]))[0] for request in asked]
+    crops = len(model.crops)
+    model.crops.clear()
+    inputs = model.prepare(asked)
+    assert model.answer(asked, inputs) == alone
+    assert len(model.crops) == crops == len(inputs["pixel_values"]) / 3
+    ids = model.model.generate(**inputs, max_new_tokens=16, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    assert [model.read(row, []).text for row in ids.tolist()] == [answer.text for answer in alone]
+
+
 def test_memory_needed_is_near_what_a_batch_takes(model):
     sizes = [model.size(Request("word " * 100))] * 4
     assert model.memory_needed(sizes, 10) > model.memory_needed(sizes[:2], 10) > 1e5
