@@ -3,6 +3,7 @@
 A further backend (fake-quantized weights, llama.cpp) is another class with the methods of `Model`.
 """
 
+import copy
 import hashlib
 import io
 from collections import OrderedDict
@@ -73,6 +74,7 @@ class TorchModel:
     def __init__(self, path: str, dtype: str = "auto", device: str = "cpu", image_layout: str | None = None):
         self.model = AutoModelForMultimodalLM.from_pretrained(path, trust_remote_code=True, dtype=dtype).eval().to(device)
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+        self.decoder = copy.deepcopy(self.processor.tokenizer)  # tokenizers break when two threads use one: see `Model`
         self.layout = {"image_layout": image_layout} if image_layout else {}
         self.crops = OrderedDict()  # digest of a crop's pixels -> its tokens
         self.config = self.model.config
@@ -216,7 +218,7 @@ class TorchModel:
     def read(self, ids: list[int], until: list[str]) -> Answer:
         """The answer in generated ids, up to the end of the turn or the first of the strings that end it."""
         length = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), len(ids))
-        text = self.processor.tokenizer.decode(ids[:length], skip_special_tokens=False)
+        text = self.decoder.decode(ids[:length], skip_special_tokens=False)
         for end in until:
             text = text.split(end)[0]
         return Answer(text.strip(), None, length)

@@ -32,6 +32,7 @@ import psutil
 import soundfile
 import torch
 from datasets import disable_progress_bars
+from PIL.Image import DecompressionBombError
 from tqdm import tqdm
 
 from eval import mini
@@ -39,13 +40,14 @@ from eval.models import Answer, Model, Size, TorchModel, media_parts
 from eval.report import write_report
 from eval.results import average, not_applicable, results_of, scored
 from eval.samples import append, gather, read_lines, to_lines, write_beside
+from eval.statistics import SEED
 from eval.task import TASKS, Rows, Task, TaskError, load_tasks, row_sha256, task_files
 
 CODE = ("models.py", "task.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "pillow", "soundfile", "av", "numpy")
 FOREVER = timedelta(days=30)  # a process may be done long before the others
 SUBTYPES = {"audio": "mpeg", "video": "mp4"}  # what browsers are told of files; they look for themselves
-MEDIA_ERRORS = (OSError, ValueError, RuntimeError)  # RuntimeError: soundfile's
+MEDIA_ERRORS = (OSError, ValueError, RuntimeError, DecompressionBombError)  # RuntimeError: soundfile's
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,11 @@ def plan_item(model: Model, bench: Bench, index: int, asked: tuple) -> Item:
 def plan(model: Model, bench: Bench, limit: int | None, rank: int, world: int) -> list[Item]:
     """This process's share of a task's items."""
     task = bench.task
-    asked = (model.info, code_sha256(), task.task, task.sha256(), task.generation_kwargs)
+    facts = {name: fact for name, fact in model.info.items() if name != "path"}  # the same files elsewhere answer the same
+    asked = (facts, code_sha256(), task.task, task.sha256(), task.generation_kwargs)
     indices = range(rank, min(len(bench.docs), limit or len(bench.docs)), world)
     progress = tqdm(indices, desc=f"{task.task}: reading rows", leave=False, disable=rank > 0)
-    items = [plan_item(model, bench, index, asked) for index in progress]
-    if items and all(item.error for item in items):
-        raise TaskError(f"task {task.task}: no row can be read; row {items[0].index} says: {items[0].error}")
-    return items
+    return [plan_item(model, bench, index, asked) for index in progress]
 
 
 def batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
@@ -134,7 +134,12 @@ def batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
 
 
 def check_fits(model: Model, benches: dict[str, Bench], items: list[Item], batch_size: int, world: int) -> None:
-    """Ends the run, before it starts, where a prompt is too long for the model or a batch for the memory."""
+    """Raises TaskError, before anything is asked, where no row of a task can be read, a prompt is too long for the model, or
+    a batch for the memory."""
+    for name in benches:
+        own = [item for item in items if item.task == name]
+        if all(item.error for item in own):
+            raise TaskError(f"task {name}: no row can be read; row {own[0].index} says: {own[0].error}")
     for item in items:
         if item.size.tokens >= model.context_length:
             raise TaskError(
@@ -268,6 +273,7 @@ def manifest(model: Model, benches: dict[str, Bench], items: list[Item], args: a
         "code_sha256": code_sha256(),
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "tasks": {name: rows(bench) for name, bench in benches.items()},
+        "seed": SEED,
         "batch_size": args.batch_size,
         "num_processes": int(os.environ.get("WORLD_SIZE", 1)),
         "hardware": hardware(),

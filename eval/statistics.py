@@ -15,6 +15,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 LEVEL = 0.95
+SEED = 0  # of the bootstrap; nothing else in an evaluation is drawn
 Aggregation = str | Callable[[list], float]  # "mean", or a function of all items' values
 
 
@@ -93,7 +94,7 @@ def bootstrap(
     clusters: Sequence | None = None,
     aggregate: Aggregation = "mean",
     draws: int = 1000,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the aggregate, over clusters drawn with replacement (Efron & Tibshirani 1993).
 
@@ -143,7 +144,7 @@ def paired_bootstrap(
     clusters: Sequence | None = None,
     aggregate: Aggregation = "mean",
     draws: int = 2000,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> tuple[float, float | None, float | None, float]:
     """(difference B - A, low, high, two-sided p value) over the same items of two runs, drawn together.
 

@@ -11,9 +11,11 @@ import sys
 import time
 
 import pytest
+import soundfile
 import torch
 from conftest import ROOT
-from datasets import Dataset, Features, Image, Value
+from datasets import Audio, Dataset, Features, Image, Value
+from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 
 from eval import run as harness
@@ -70,11 +72,15 @@ def total(values):
 
 def sign(index: int) -> dict:
     row = samples.make("sign", "test", index)
-    file = io.BytesIO()
-    row["images"][0].save(file, "PNG")
     answer = row["messages"][1]["content"][0]["text"]
-    image = {"bytes": file.getvalue(), "path": None}
+    image = {"bytes": png(row["images"][0]), "path": None}
     return {"question": "What does the sign say?", "answer": answer, "kind": str(len(answer.split())), "image": image}
+
+
+def png(image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -192,14 +198,16 @@ def test_other_tasks_answers_stay(folder):
 
 
 def test_unreadable_pictures_are_counted_and_wrong(folder):
-    rows = [sign(index) for index in range(4)]
+    rows = [sign(index) for index in range(5)]
     rows[1]["image"]["bytes"] = b"no picture"
     rows[2]["image"]["bytes"] = rows[2]["image"]["bytes"][:-200]  # opens, and cannot be decoded
+    rows[3]["image"]["bytes"] = png(PILImage.new("1", (20000, 20000)))
     write_rows(folder, rows)
     results, lines = evaluate(folder, folder / "out", tasks="signs")
-    assert results["tasks"]["signs"]["errors"] == 2 and results["tasks"]["signs"]["items"] == 4
-    assert [bool(line["error"]) for line in lines] == [False, True, True, False]
-    assert "UnidentifiedImageError" in lines[1]["error"] and lines[2]["metrics"]["right"] == 0
+    assert results["tasks"]["signs"]["errors"] == 3 and results["tasks"]["signs"]["items"] == 5
+    assert [bool(line["error"]) for line in lines] == [False, True, True, True, False]
+    assert "UnidentifiedImageError" in lines[1]["error"] and "DecompressionBombError" in lines[3]["error"]
+    assert [line["metrics"]["right"] for line in lines[1:4]] == [0, 0, 0]
 
 
 def test_tasks_that_need_more_have_no_figure(folder):
@@ -207,6 +215,20 @@ def test_tasks_that_need_more_have_no_figure(folder):
     assert {name: entry["status"] for name, entry in results["tasks"].items()} == {"mmvet": "n/a", "voice_answers": "n/a"}
     assert "eval.voice" in results["tasks"]["voice_answers"]["reason"] and lines == []
     assert "a model that speaks" in (folder / "out/report.md").read_text()
+
+
+def test_unreadable_sound_is_counted_and_wrong(folder):
+    heard = TASK.replace("task: signs", "task: heard").replace("utils.visuals", "utils.sounds").replace("/signs", "/heard")
+    (folder / "heard.yaml").write_text(heard)
+    (folder / "utils.py").write_text(UTILS + "\n\ndef sounds(doc):\n    return [doc['image']]\n")
+    speech = io.BytesIO()
+    soundfile.write(speech, samples.make("sentence", "test", 0)["audios"][0], 16000, format="FLAC")
+    sounds = [speech.getvalue(), speech.getvalue()[:300], b"no sound"]
+    rows = [{"question": "What is said?", "answer": "", "kind": "", "image": {"bytes": sound, "path": None}} for sound in sounds]
+    Dataset.from_list(rows).cast_column("image", Audio()).to_parquet(folder / "signs" / "test.parquet")
+    results, lines = evaluate(folder, folder / "out", tasks="heard")
+    assert results["tasks"]["heard"]["errors"] == 2
+    assert [bool(line["error"]) for line in lines] == [False, True, True] and lines[0]["response"]
 
 
 def test_no_readable_row_is_an_error(folder):
