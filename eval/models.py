@@ -29,12 +29,14 @@ KEPT_CROPS = 512  # encoded crops that are remembered; at full size 0.4 GB
 
 @dataclass(frozen=True)
 class Size:
-    """What a request costs: prompt tokens, how many of them are media's, picture crops and 30 s windows of sound."""
+    """What a request costs: prompt tokens (with the longest choice), how many of them are media's, picture crops, 30 s
+    windows of sound, and rows of a batch: of a multiple choice, as many as there are different beginnings."""
 
     tokens: int
     media_tokens: int = 0
     crops: int = 0
     windows: int = 0
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -125,21 +127,27 @@ class TorchModel:
         crops, windows = sum(counts["num_image_patches"]), sum(int(second // 30) + 1 for second in seconds)
         markers = 3 * crops + 2 * windows
         media_tokens = sum(counts["num_image_tokens"]) + sum(counts["num_audio_tokens"]) + markers
-        return Size(text_tokens + media_tokens, media_tokens, crops, windows)
+        choices = [self.choice_ids(choice) for choice in request.choices or []]
+        longest = max(map(len, choices), default=0)
+        rows = len({tuple(ids[:-1]) for ids in choices}) or 1
+        return Size(text_tokens + media_tokens + longest, media_tokens, crops, windows, rows)
+
+    def choice_ids(self, choice: str) -> list[int]:
+        return self.processor.tokenizer(choice, add_special_tokens=False).input_ids
 
     # Memory
 
     def memory_needed(self, sizes: list[Size], new_tokens: int) -> int:
         """Bytes that a batch takes beyond the weights: cache, and the largest activations of towers and language model."""
         text, vision = self.config.get_text_config(), self.config.vision_config
-        tokens = len(sizes) * (max(size.tokens for size in sizes) + new_tokens)
+        tokens = sum(size.rows for size in sizes) * (max(size.tokens for size in sizes) + new_tokens)
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * tokens
         layer = (6 * text.hidden_size + 3 * text.intermediate_size) * tokens
-        patches = sum(size.crops for size in sizes) * (vision.image_size // vision.patch_size) ** 2 if vision else 0
+        patches = sum(size.rows * size.crops for size in sizes) * (vision.image_size // vision.patch_size) ** 2 if vision else 0
         towers = patches * (6 * vision.hidden_size + 2 * vision.intermediate_size) if vision else 0
         audio = self.config.audio_config
-        towers += sum(size.windows for size in sizes) * 1500 * 12 * audio.d_model if audio else 0
+        towers += sum(size.rows * size.windows for size in sizes) * 1500 * 12 * audio.d_model if audio else 0
         return (cache + max(layer, towers)) * self.model.dtype.itemsize
 
     def memory_free(self) -> int:
@@ -156,7 +164,7 @@ class TorchModel:
         tokenizer = self.processor.tokenizer
         asked, rows = [], {}  # rows: (request, all tokens of a choice but the last) -> row of the batch
         for number, request in enumerate(requests):
-            choices = [tokenizer(choice, add_special_tokens=False).input_ids for choice in request.choices]
+            choices = [self.choice_ids(choice) for choice in request.choices]
             asked.append([(rows.setdefault((number, *ids[:-1]), len(rows)), ids) for ids in choices])
         inputs = self.inputs([requests[number] for number, *_ in rows])
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
@@ -219,7 +227,7 @@ class TorchModel:
         """The answer in generated ids, up to the end of the turn or the first of the strings that end it."""
         length = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), len(ids))
         text = self.decoder.decode(ids[:length], skip_special_tokens=False)
-        for end in until:
+        for end in filter(None, until):
             text = text.split(end)[0]
         return Answer(text.strip(), None, length)
 

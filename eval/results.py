@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from eval.statistics import interval
-from eval.task import Rows, Task, json_value
+from eval.task import Rows, Task, TaskError, json_value
 
 
 def scored(task: Task, docs: Rows, sample: dict[str, Any]) -> dict[str, Any]:
@@ -47,13 +47,16 @@ def figure(entry: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, An
 
 
 def results_of(task: Task, rows: int, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """One task's entry of results.json, from scored samples."""
+    """One task's entry of results.json, from scored samples. Raises TaskError where none has the headline metric."""
     entries = {entry["metric"]: entry for entry in task.metric_list}
     metrics = {}
     for name, entry in entries.items():
         if (value := figure(entry, samples)) is not None:
             shown = {"percent": entry.get("percent", True), "higher_is_better": entry.get("higher_is_better", True)}
             metrics[name] = value | shown
+    if task.headline not in metrics:
+        given = sorted({name for sample in samples for name in sample["metrics"]})
+        raise TaskError(f"task {task.task}: metric_list begins with {task.headline!r}, process_results gives {', '.join(given)}")
     categories = {}
     for category in sorted({str(sample["category"]) for sample in samples if sample["category"] is not None}):
         own = [sample for sample in samples if str(sample["category"]) == category]
@@ -77,9 +80,8 @@ def results_of(task: Task, rows: int, samples: list[dict[str, Any]]) -> dict[str
     }
 
 
-def not_applicable(task: Task) -> dict[str, Any]:
-    """The entry of a task that needs what is not there: it has no figure, not the figure 0."""
-    reason = f"needs {task.needs}"
+def not_applicable(task: Task, reason: str) -> dict[str, Any]:
+    """The entry of a task that cannot be scored here: it has no figure, not the figure 0."""
     return {"status": "n/a", "reason": reason, "split": task.split, "compares_to": task.compares_to}
 
 

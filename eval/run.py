@@ -36,12 +36,12 @@ from PIL.Image import DecompressionBombError
 from tqdm import tqdm
 
 from eval import mini
-from eval.models import Answer, Model, Size, TorchModel, media_parts
+from eval.models import MAX_NEW_TOKENS, Answer, Model, Size, TorchModel, files_sha256, media_parts
 from eval.report import write_report
 from eval.results import average, not_applicable, results_of, scored
 from eval.samples import append, gather, read_lines, to_lines, write_beside
 from eval.statistics import SEED
-from eval.task import TASKS, Rows, Task, TaskError, load_tasks, row_sha256, task_files
+from eval.task import TASKS, Request, Rows, Task, TaskError, load_tasks, row_sha256, task_files
 
 CODE = ("models.py", "task.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "pillow", "soundfile", "av", "numpy")
@@ -105,8 +105,15 @@ def plan_item(model: Model, bench: Bench, index: int, asked: tuple) -> Item:
         raise
     except MEDIA_ERRORS as error:
         return Item(task.task, index, fingerprint(row, asked), row, "", Size(0), f"{type(error).__name__}: {error}")
-    key = fingerprint(row, asked, prompt, request.tools, request.choices)
+    files = [files_sha256(Path(medium).parent, (Path(medium).name,)) for medium in named_media(request)]
+    key = fingerprint(row, asked, prompt, request.tools, request.choices, files)
     return Item(task.task, index, key, row, prompt, size)
+
+
+def named_media(request: Request) -> list[str]:
+    """Paths of media that lie beside the rows, not in them."""
+    media = [part[part["type"]] for part in media_parts(request)]
+    return [medium for medium in media if isinstance(medium, str) and Path(medium).is_file()]
 
 
 def plan(model: Model, bench: Bench, limit: int | None, rank: int, world: int) -> list[Item]:
@@ -136,25 +143,31 @@ def batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
 def check_fits(model: Model, benches: dict[str, Bench], items: list[Item], batch_size: int, world: int) -> None:
     """Raises TaskError, before anything is asked, where no row of a task can be read, a prompt is too long for the model, or
     a batch for the memory."""
-    for name in benches:
+    for name, bench in benches.items():
         own = [item for item in items if item.task == name]
         if all(item.error for item in own):
             raise TaskError(f"task {name}: no row can be read; row {own[0].index} says: {own[0].error}")
-    for item in items:
-        if item.size.tokens >= model.context_length:
+        longest = max(own, key=lambda item: item.size.tokens)
+        if longest.size.tokens >= model.context_length:
             raise TaskError(
-                f"task {item.task}, row {item.index}: its prompt has {item.size.tokens} tokens, and the model reads "
+                f"task {name}, row {longest.index}: its prompt has {longest.size.tokens} tokens, and the model reads "
                 f"{model.context_length} with the answer. Leave the task out, or take a model with a longer context"
             )
+        if longest.size.tokens + answer_tokens(bench.task) > model.context_length:
+            print(f"task {name}: answers to its longest prompts may be cut off, where the model's context ends", file=sys.stderr)
     free = model.memory_free() // (1 if torch.cuda.is_available() else world)
     for batch in batches(items, batch_size):
-        new_tokens = benches[batch[0].task].task.generation_kwargs.get("max_new_tokens", 0)
-        needed = model.memory_needed([item.size for item in batch], new_tokens)
+        needed = model.memory_needed([item.size for item in batch], answer_tokens(benches[batch[0].task].task))
         if needed > free:
             raise TaskError(
                 f"task {batch[0].task}: a batch of {len(batch)} prompts of up to {max(item.size.tokens for item in batch)} tokens "
                 f"needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Try --batch-size {max(1, len(batch) * free // needed)}"
             )
+
+
+def answer_tokens(task: Task) -> int:
+    """How long answers may get."""
+    return task.generation_kwargs.get("max_new_tokens", MAX_NEW_TOKENS) if task.output_type == "generate_until" else 0
 
 
 # ------------------------------------------------------------------------------------------------ asking
@@ -286,6 +299,12 @@ def hardware() -> str:
     return f"{name}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GB"
 
 
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=".", help="a folder or a repository of the Hub (default: the root's checkpoint)")
@@ -293,9 +312,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data-root", type=Path, help="folder with Parquet in place of the Hub's data sets")
     parser.add_argument("--include-path", type=Path, help="folder with further task files, such as lmms-eval's")
     parser.add_argument("--output", type=Path, help="default: out/eval/TASKS")
-    parser.add_argument("--limit", type=int, help="only the first rows of each task")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--num-processes", type=int, default=1, help="on one machine; elsewhere use torchrun")
+    parser.add_argument("--limit", type=positive, help="only the first rows of each task")
+    parser.add_argument("--batch-size", type=positive, default=16)
+    parser.add_argument("--num-processes", type=positive, default=1, help="on one machine; elsewhere use torchrun")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: float32 on a CPU, else auto")
     parser.add_argument("--layout", choices=("grid", "overview"), help="how pictures are cut (default: the processor's)")
     parser.add_argument("--submission", type=Path, help="folder for the files that evaluation servers take")
@@ -304,21 +323,33 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if args.num_processes > 1 and "RANK" not in os.environ:
-        sys.exit(start_processes(args.num_processes))
     if args.tasks == "list":
         print("\n".join(sorted(task_files([TASKS, *([args.include_path] if args.include_path else [])]))))
         return
     try:
+        check_submission(args, tasks_of(args))
+        if args.num_processes > 1 and "RANK" not in os.environ:
+            sys.exit(start_processes(args.num_processes))
         run(args)
     except TaskError as error:
-        sys.exit(f"eval.run: {error}")
+        sys.exit(f"eval.run: {error}" if os.environ.get("RANK", "0") == "0" else 1)
+
+
+def tasks_of(args: argparse.Namespace) -> list[Task]:
+    return load_tasks([name.strip() for name in args.tasks.split(",") if name.strip()], args.include_path)
+
+
+def check_submission(args: argparse.Namespace, tasks: list[Task]) -> None:
+    if args.submission and args.limit:
+        raise TaskError("--submission with --limit would write part of a file; servers take whole ones")
+    if args.submission and not any(task.submission for task in tasks):
+        raise TaskError("--submission: no server has the answers of these tasks; it has those of vqav2_testdev, mmbench_en_test, mmmu_test")
 
 
 def run(args: argparse.Namespace) -> None:
     processes, started = Processes(), time.monotonic()
     disable_progress_bars()
-    tasks = load_tasks(args.tasks.split(","), args.include_path)
+    tasks = tasks_of(args)
     output = args.output or Path("out/eval") / args.tasks.replace(",", "+")
     output.mkdir(parents=True, exist_ok=True)
     if processes.rank == 0:
@@ -335,8 +366,11 @@ def run(args: argparse.Namespace) -> None:
     check_fits(model, benches, items, args.batch_size, processes.world)
     facts = manifest(model, benches, items, args)
     keys = {(item.task, item.index): item.key for item in items}
-    done = set(processes.all_gather(list(gather(output, keys)) if processes.rank == 0 else []))
+    found = gather(output, keys) if processes.rank == 0 else {}
+    # what failed is tried again: the medium may be there now
+    done = set(processes.all_gather([place for place, sample in found.items() if sample["error"] is None]))
 
+    (output / "results.json").unlink(missing_ok=True)  # of a run before this one: its samples change now
     pending = list(batches([item for item in items if (item.task, item.index) not in done], args.batch_size))
     share = pending[processes.rank :: processes.world]
     path = output / ("samples.jsonl" if processes.rank == 0 else f"samples.rank{processes.rank}.jsonl")
@@ -355,15 +389,18 @@ def finish(args, output: Path, tasks: list[Task], benches: dict[str, Bench], sam
     results = {}
     for task in tasks:
         if task.needs:
-            results[task.task] = not_applicable(task)
+            results[task.task] = not_applicable(task, f"needs {task.needs}")
             continue
         docs = benches[task.task].docs
         own = [scored(task, docs, sample) for (name, _), sample in sorted(samples.items()) if name == task.task]
         samples |= {(task.task, sample["index"]): sample for sample in own}
-        results[task.task] = results_of(task, len(docs), own)
-        if args.submission and task.submission:
+        if not task.submission:
+            results[task.task] = results_of(task, len(docs), own)
+            continue
+        results[task.task] = not_applicable(task, "the server has the answers; --submission writes the file that it takes")
+        if args.submission:
             args.submission.mkdir(parents=True, exist_ok=True)
-            task.submission(own, docs, args.submission)
+            print(f"{task.task}: {task.submission(own, docs, args.submission)}")
     others = [sample for sample in read_lines(output / "samples.jsonl")[0] if (sample["task"], sample["index"]) not in samples]
     write_beside(output / "samples.jsonl", to_lines([*others, *samples.values()]))
     write_beside(output / "manifest.json", json.dumps(facts, indent=2) + "\n")

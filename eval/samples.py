@@ -43,20 +43,33 @@ def append(path: Path, samples: Iterable[dict]) -> None:
 def gather(output: Path, keys: dict[tuple[str, int], str]) -> dict[tuple[str, int], dict]:
     """Brings the folder's samples together in samples.jsonl, and returns those that hold, by (task, index).
 
-    keys: what the key of each item asked now has to be. A sample of one with another key (other weights, another prompt) goes to samples.stale.jsonl; those of other tasks,
-    or of rows beyond a limit, stay.
+    keys: what the key of each item asked now has to be. A sample of one with another key (other weights, another prompt)
+    goes to samples.stale.jsonl, and comes back when its key is asked for again; those of other tasks, or of rows beyond a
+    limit, stay where they are.
     """
-    files = [output / "samples.jsonl", *sorted(output.glob("samples.rank*.jsonl"))]
-    read = [read_lines(file) for file in files]
-    samples = {(sample["task"], sample["index"], sample["key"]): sample for lines, _ in read for sample in lines}
-    kept = [samples[place] for place in sorted(samples) if keys.get(place[:2], place[2]) == place[2]]
-    stale = [sample for place, sample in samples.items() if keys.get(place[:2], place[2]) != place[2]]
-    if stale:
-        print(f"{len(stale)} answers to other prompts or of other weights go to samples.stale.jsonl", file=sys.stderr)
-        append(output / "samples.stale.jsonl", stale)
-    if broken := sum(count for _, count in read):
+    whole, stale = output / "samples.jsonl", output / "samples.stale.jsonl"
+    parts = sorted(output.glob("samples.rank*.jsonl"))
+    (old, broken), *read = [read_lines(file) for file in (stale, whole, *parts)]
+    broken += sum(count for _, count in read)
+    samples = {identity(sample): sample for sample in [*old, *(sample for lines, _ in read for sample in lines)]}
+    were_stale = {identity(sample) for sample in old}
+
+    def holds(place: tuple) -> bool:
+        return keys[place[:2]] == place[2] if place[:2] in keys else place not in were_stale
+
+    kept = [samples[place] for place in sorted(samples) if holds(place)]
+    left = [sample for place, sample in samples.items() if not holds(place)]
+    if fresh := [sample for sample in left if identity(sample) not in were_stale]:
+        print(f"{len(fresh)} answers to other prompts or of other weights go to {stale}", file=sys.stderr)
+    if broken:
         print(f"{broken} half-written lines are dropped; those items are asked again", file=sys.stderr)
-    write_beside(files[0], to_lines(kept))
-    for file in files[1:]:
+    if left or stale.exists():
+        write_beside(stale, to_lines(left))
+    write_beside(whole, to_lines(kept))
+    for file in parts:
         file.unlink()
     return {(sample["task"], sample["index"]): sample for sample in kept if (sample["task"], sample["index"]) in keys}
+
+
+def identity(sample: dict) -> tuple[str, int, str]:
+    return sample["task"], sample["index"], sample["key"]

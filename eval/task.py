@@ -61,7 +61,10 @@ def function_of(folder: Path, name: str) -> Callable:
 def load_module(path: Path):
     spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise TaskError(f"{path} imports what is not installed here: {error}. Tasks of lmms-eval need it installed too") from error
     return module
 
 
@@ -76,6 +79,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[Path]]:
     includes = config.pop("include", [])
     merged, paths = {}, [path]
     for name in [includes] if isinstance(includes, str) else includes:
+        if not (path.parent / name).exists():
+            raise TaskError(f"{path} includes {name}, but there is no {path.parent / name}")
         included, more = read_yaml(path.parent / name)
         merged, paths = merged | included, paths + more
     return merged | config, paths
@@ -327,6 +332,9 @@ class Task:
         task = cls(paths=paths, **{key: value for key, value in config.items() if key in known})
         if task.output_type not in ("generate_until", "multiple_choice"):
             raise TaskError(f"{path}: output_type {task.output_type!r}; expected 'generate_until' or 'multiple_choice'")
+        metrics = [entry["metric"] for entry in task.metric_list]
+        if task.output_type == "multiple_choice" and not task.process_results and metrics != ["acc"]:
+            raise TaskError(f"{path}: metrics {metrics}; a multiple_choice without process_results has 'acc' alone")
         task.headline = task.headline or task.metric_list[0]["metric"]
         task.compares_to = task.compares_to or task.split
         return task
@@ -368,6 +376,10 @@ class Task:
         except (KeyError, jinja2.UndefinedError) as error:
             columns = ", ".join(doc)
             raise TaskError(f"task {self.task}: {key} finds no column {error} in a row; its columns are {columns}") from error
+        except Exception as error:
+            # what shows a row's media fails on that row's media; all else is the task's fault
+            kind = ValueError if key in ("doc_to_visual", "doc_to_messages") else TaskError
+            raise kind(f"task {self.task}: {key} fails on a row: {type(error).__name__}: {error}") from error
 
     @property
     def specific_kwargs(self) -> dict[str, Any]:
@@ -443,6 +455,8 @@ class Task:
                 return self.process_results(doc, results)
             except KeyError as error:
                 raise TaskError(f"task {self.task}: process_results finds no column {error}; there are {', '.join(doc)}") from error
+            except Exception as error:
+                raise TaskError(f"task {self.task}: process_results fails: {type(error).__name__}: {error}") from error
         target = self.target(doc)
         if self.output_type == "multiple_choice":
             best = max(range(len(results)), key=lambda index: results[index][0])

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from eval import run as harness
 from eval.models import TorchModel
 from eval.samples import read_lines
-from eval.task import Request, TaskError
+from eval.task import Request, TaskError, load_tasks
 from training.synthesis import samples
 from training.synthesis.make_assets import write_video
 
@@ -188,6 +188,36 @@ def test_answers_of_other_weights_are_not_used_again(folder):
     assert len(read_lines(folder / "out/samples.stale.jsonl")[0]) == ROWS
 
 
+def test_answers_come_back_when_their_settings_do(folder):
+    _, first = evaluate(folder, folder / "out", tasks="signs", limit=3)
+    evaluate(folder, folder / "out", tasks="signs", limit=3, layout="overview")
+    stale = read_lines(folder / "out/samples.stale.jsonl")[0]
+    assert [line["key"] for line in stale] == [line["key"] for line in first]
+    marked = [line | {"response": "kept"} for line in stale]
+    (folder / "out/samples.stale.jsonl").write_text("".join(json.dumps(line) + "\n" for line in marked))
+    _, again = evaluate(folder, folder / "out", tasks="signs", limit=3)
+    assert [line["response"] for line in again] == ["kept"] * 3
+    assert len(read_lines(folder / "out/samples.stale.jsonl")[0]) == 3
+
+
+def test_a_video_beside_the_rows_counts_and_a_missing_one_is_tried_again(folder):
+    clips = folder / "clips"
+    clips.mkdir()
+    task = TASK.replace("task: signs", "task: clips").replace("path: signs", "path: clips").replace("visuals", "clip")
+    (folder / "clips.yaml").write_text(task)
+    (folder / "utils.py").write_text(UTILS + "\n\ndef clip(doc):\n    return [doc['kind']]\n")
+    rows = [{"question": "Which shape is first?", "answer": "", "kind": name} for name in ("a.mp4", "b.mp4")]
+    Dataset.from_list(rows).to_parquet(clips / "test.parquet")
+    write_video(clips / "a.mp4", samples.make("clip", "test", 0)["videos"][0])
+    results, before = evaluate(folder, folder / "out", tasks="clips")
+    assert results["tasks"]["clips"]["errors"] == 1 and before[1]["error"]
+    write_video(clips / "a.mp4", samples.make("clip", "test", 1)["videos"][0])
+    write_video(clips / "b.mp4", samples.make("clip", "test", 2)["videos"][0])
+    results, after = evaluate(folder, folder / "out", tasks="clips")
+    assert results["tasks"]["clips"]["errors"] == 0
+    assert before[0]["key"] != after[0]["key"] and len(after) == 2
+
+
 def test_other_tasks_answers_stay(folder):
     evaluate(folder, folder / "out", tasks="letters")
     _, lines = evaluate(folder, folder / "out", tasks="signs", limit=4)
@@ -257,6 +287,30 @@ def test_commands_errors_are_one_line(folder):
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1] == (
         "eval.run: unknown task 'sings'; did you mean 'signs'?"
     )
+
+
+def test_a_headline_that_no_answer_gets_is_an_error(folder):
+    (folder / "signs.yaml").write_text(TASK.replace("metric: right", "metric: rihgt"))
+    with pytest.raises(TaskError, match="task signs: metric_list begins with 'rihgt', process_results gives letters, right"):
+        evaluate(folder, folder / "out", tasks="signs", limit=1)
+
+
+def test_a_servers_file_is_whole_or_refused(folder):
+    server = "\n\ndef write(samples, docs, folder):\n    path = folder / 'all.txt'\n    path.write_text(str(len(samples)))\n    return path\n"
+    (folder / "utils.py").write_text(UTILS + server)
+    (folder / "signs.yaml").write_text(TASK + "submission: !function utils.write\n")
+    (task,) = harness.tasks_of(arguments(folder, None, tasks=" signs ,"))
+    for changes, message in (({"limit": 2}, "part of a file"), ({}, None)):
+        args = arguments(folder, folder / "out", tasks="signs", submission=folder / "server", **changes)
+        if message:
+            with pytest.raises(TaskError, match=message):
+                harness.check_submission(args, [task])
+    with pytest.raises(TaskError, match="no server has the answers"):
+        harness.check_submission(args, load_tasks(["letters"], folder))
+    harness.run(args)
+    assert (folder / "server/all.txt").read_text() == str(ROWS)
+    entry = json.loads((folder / "out/results.json").read_text())["tasks"]["signs"]
+    assert entry["status"] == "n/a" and "server" in entry["reason"]
 
 
 # ------------------------------------------------------------------------------------------------ the model

@@ -8,7 +8,7 @@ import soundfile
 from datasets import Audio, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from eval.task import Request, Rows, TaskError, load_split, load_tasks, row_sha256
+from eval.task import Request, Rows, TaskError, load_module, load_split, load_tasks, row_sha256
 
 CHOICE = """
 task: colours
@@ -185,6 +185,8 @@ def test_missing_column_names_task_key_and_columns(folder):
         (("metric_list:", "tag:"), "the key 'metric_list' is missing"),
         (("utils.text", "utils.txt"), "defines no 'txt'"),
         (("utils.text", "other.text"), "there is no .*other.py"),
+        (("task: asked", "task: asked\ninclude: nothing.yaml"), "includes nothing.yaml, but there is no"),
+        (("task: asked", "task: asked\noutput_type: multiple_choice"), "without process_results has 'acc' alone"),
         (("task: asked", "task: asked\noutput_type: loglikelihood"), "expected 'generate_until' or 'multiple_choice'"),
     ],
 )
@@ -192,6 +194,24 @@ def test_wrong_files(folder, change, message):
     (folder / "asked.yaml").write_text(ASKED.replace(*change))
     with pytest.raises(TaskError, match=message):
         load_tasks(["asked"], folder)
+
+
+def test_failing_functions_name_the_task(folder):
+    task = only("asked", folder)
+    row = task.docs(folder)[0] | {"image": None}
+    with pytest.raises(ValueError, match="task asked: doc_to_visual fails on a row: AttributeError: 'NoneType'"):
+        task.request(row)  # a medium of this row
+    (folder / "utils.py").write_text(UTILS.replace("return lmms", "return 1 / 0 + lmms"))
+    load_module.cache_clear()
+    with pytest.raises(TaskError, match="task asked: doc_to_text fails on a row: ZeroDivisionError"):
+        only("asked", folder).request(task.docs(folder)[0])
+
+
+def test_missing_packages_are_named(folder):
+    (folder / "utils.py").write_text("import no_such_package\n")
+    load_module.cache_clear()
+    with pytest.raises(TaskError, match="utils.py imports what is not installed here: No module named 'no_such_package'"):
+        only("asked", folder)
 
 
 def test_request_defaults():
