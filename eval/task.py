@@ -2,8 +2,19 @@
 
 A task file says where its rows lie (`dataset_path`, `dataset_name`, `test_split`), how a row becomes a conversation
 (`doc_to_visual` and `doc_to_text`, or `doc_to_messages`), and how an answer is scored (`process_results`,
-`metric_list`). Each `doc_to_*` is a column, a Jinja template, or `!function utils.name` from the file's folder. Beyond
-lmms-eval's keys a task may have those named in `OUR_KEYS`.
+`metric_list`). Each `doc_to_*` is a column, a Jinja template, or `!function utils.name` from the file's folder. Keys
+beyond lmms-eval's:
+
+    doc_to_id, doc_to_category   names of an item and of the group that it is counted in
+    doc_to_cluster               what belongs together (one picture, one video) and is resampled together
+    chance                       the score of guessing
+    headline                     the metric that stands for the task; without it, the first
+    compares_to                  the split whose published figures stand beside ours; without it, the task's own
+    submission                   writes what the benchmark's server takes: function(samples, rows, folder) -> path
+    needs                        what the task cannot be scored without; it is then reported as N/A
+    drawn_rows, trained          of the mini suite (eval/mini.py): how many rows, and whether eagle-tiny was trained for it
+    metric_list: percent         false for a metric that is not a share; per_item: a function of all values, before the mean
+    fewshot_config: match        a column that examples must have in common with the row
 
 A data set lies on the Hub, or as Parquet under a data root: ROOT/dataset_path[/dataset_name][/data]/split[-*].parquet,
 which is how a snapshot of a Hub repository looks.
@@ -31,7 +42,6 @@ from PIL import Image as PILImage
 from eval.metrics.exact_match.exact_match import is_exact_match
 
 TASKS = Path(__file__).parent / "tasks"
-OUR_KEYS = ("doc_to_id", "doc_to_category", "doc_to_cluster", "chance", "headline", "submission", "needs", "compares_to", "trained", "drawn_rows")
 IGNORED = ("dataset_kwargs", "metadata", "repeats", "should_decontaminate", "doc_to_decontamination_query", "tag",
            "task_alias", "group_alias", "training_split", "full_docs", "model_specific_generation_kwargs",
            "model_specific_target_kwargs", "process_results_use_image", "aggregate_metric_list")  # fmt: skip
