@@ -1,11 +1,12 @@
 """From answers to figures: each answer's score, each task's metrics with their intervals, and the average of a suite."""
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
 
 from eval.statistics import interval
-from eval.task import Rows, Task, TaskError, json_value
+from eval.task import Rows, Task, TaskError
 
 
 def scored(task: Task, docs: Rows, sample: dict[str, Any]) -> dict[str, Any]:
@@ -26,6 +27,11 @@ def scored(task: Task, docs: Rows, sample: dict[str, Any]) -> dict[str, Any]:
         "target": task.target(doc),
     }
     return sample | json_value(facts | {"metrics": metrics, "parsed": parsed})
+
+
+def json_value(value):
+    """The value as JSON holds it, so that what is scored now and what is read back later are the same."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def mean(values: list[float]) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 LEVEL = 0.95
+DRAWS = 1000  # of an interval
 SEED = 0  # of the bootstrap; nothing else in an evaluation is drawn
 Aggregation = str | Callable[[list], float]  # "mean", or a function of all items' values
 
@@ -93,7 +94,7 @@ def bootstrap(
     values: Sequence,
     clusters: Sequence | None = None,
     aggregate: Aggregation = "mean",
-    draws: int = 1000,
+    draws: int = DRAWS,
     seed: int = SEED,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the aggregate, over clusters drawn with replacement (Efron & Tibshirani 1993).

@@ -25,7 +25,6 @@ import functools
 import hashlib
 import importlib.util
 import io
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -42,10 +41,9 @@ from PIL import Image as PILImage
 from eval.metrics.exact_match.exact_match import is_exact_match
 
 TASKS = Path(__file__).parent / "tasks"
-IGNORED = ("dataset_kwargs", "metadata", "repeats", "should_decontaminate", "doc_to_decontamination_query", "tag",
+IGNORED = ("metadata", "repeats", "should_decontaminate", "doc_to_decontamination_query", "tag",
            "task_alias", "group_alias", "training_split", "full_docs", "model_specific_generation_kwargs",
            "model_specific_target_kwargs", "process_results_use_image", "aggregate_metric_list")  # fmt: skip
-SPLIT_KEYS = ("test_split", "validation_split")
 
 
 class TaskError(ValueError):
@@ -353,7 +351,7 @@ class Task:
     def split(self) -> str:
         split = self.test_split or self.validation_split
         if not split:
-            raise TaskError(f"{self.paths[0]}: neither {' nor '.join(SPLIT_KEYS)} is given")
+            raise TaskError(f"{self.paths[0]}: neither test_split nor validation_split is given")
         return split
 
     def load(self, split: str, data_root: Path | None) -> Rows:
@@ -513,8 +511,3 @@ def own_form(message: dict[str, Any]) -> dict[str, Any]:
         for part in message["content"]
     ]
     return {**message, "content": parts}
-
-
-def json_value(value):
-    """The value as JSON holds it, so that what is scored now and what is read back later are the same."""
-    return json.loads(json.dumps(value, default=str))

@@ -14,7 +14,7 @@ from eval.metrics.prosody import prosody
 from eval.metrics.speaker_similarity.speaker_similarity import cosine, equal_error_rate, nearest_voice
 from eval.metrics.spoken_answer.spoken_answer import character_errors, is_heard, repeated_phrases
 from eval.metrics.word_error_rate.word_error_rate import word_error_rate, word_errors
-from eval.statistics import Aggregation, estimates, interval, percentiles
+from eval.statistics import DRAWS, SEED, Aggregation, estimates, interval, percentiles
 
 SOURCES = {
     "audio": "",
@@ -22,7 +22,6 @@ SOURCES = {
     "reference_audio": "/real_speech",
 }  # of what a recogniser hears
 STYLE = tuple(prosody.ASKED)
-DRAWS, SEED = 1000, 0
 
 
 def style(row: dict[str, Any]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 
 from eval import run as harness
-from eval.models import TorchModel
+from eval.models import Size, TorchModel
 from eval.samples import read_lines
 from eval.task import Request, TaskError, load_tasks
 from training.synthesis import samples
@@ -274,10 +274,12 @@ def test_too_long_prompts_are_told_before_anything_runs(folder):
     assert not (folder / "out/samples.jsonl").exists()
 
 
-def test_too_large_batches_are_told_before_anything_runs(folder, monkeypatch):
-    monkeypatch.setattr(TorchModel, "memory_free", lambda self: 10_000_000)
-    with pytest.raises(TaskError, match=r"a batch of 4 prompts .* needs about .* GB, and .* Try --batch-size \d"):
-        evaluate(folder, folder / "out", tasks="signs")
+def test_too_large_batches_are_told_before_anything_runs(folder, model):
+    (task,) = load_tasks(["signs"], folder)
+    benches = {"signs": harness.open_bench(task, folder)}
+    items = [harness.Item("signs", index, "", "", "", Size(3000)) for index in range(100_000)]
+    with pytest.raises(TaskError, match=r"a batch of 100000 prompts .* needs about .* GB, and .* Try --batch-size \d+"):
+        harness.check_fits(model, benches, items, len(items), 1)
 
 
 def test_commands_errors_are_one_line(folder):
