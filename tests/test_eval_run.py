@@ -188,6 +188,15 @@ def test_answers_of_other_weights_are_not_used_again(folder):
     assert len(read_lines(folder / "out/samples.stale.jsonl")[0]) == ROWS
 
 
+def test_what_failed_is_asked_again(folder):
+    _, lines = evaluate(folder, folder / "out", tasks="signs", limit=3)
+    failed = [line | {"error": "OSError: the disk was away", "response": ""} for line in lines]
+    (folder / "out/samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in failed))
+    results, again = evaluate(folder, folder / "out", tasks="signs", limit=3)
+    assert results["tasks"]["signs"]["errors"] == 0
+    assert [line["response"] for line in again] == [line["response"] for line in lines]
+
+
 def test_answers_come_back_when_their_settings_do(folder):
     _, first = evaluate(folder, folder / "out", tasks="signs", limit=3)
     evaluate(folder, folder / "out", tasks="signs", limit=3, layout="overview")
@@ -351,16 +360,17 @@ def test_likelihoods_are_those_of_the_model(model):
 
 
 def test_a_crop_is_encoded_once_and_answers_are_the_same(model):
-    image = samples.make("sign", "test", 3)["images"][0]
+    images = [samples.make("sign", "test", seed)["images"][0] for seed in (3, 4)]
     asked = [Request([{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}])
-             for text in ("What does the sign say?", "Read the sign.", "what is on the sign")]  # fmt: skip
+             for text in ("What does the sign say?", "Read the sign.") for image in images]  # fmt: skip
     model.crops.clear()
     alone = [model.answer([request], model.prepare([request]))[0] for request in asked]
     crops = len(model.crops)
     model.crops.clear()
     inputs = model.prepare(asked)
     assert model.answer(asked, inputs) == alone
-    assert len(model.crops) == crops == len(inputs["pixel_values"]) / 3
+    assert len(model.crops) == crops == len(inputs["pixel_values"]) / 2
+    assert alone[0] != alone[1]
     ids = model.model.generate(**inputs, max_new_tokens=16, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     assert [model.read(row, []).text for row in ids.tolist()] == [answer.text for answer in alone]
 
