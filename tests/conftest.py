@@ -5,6 +5,7 @@
 The root modules import each other relatively, as the Hub's loader wants it, so here they need a package around them.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -113,3 +114,22 @@ def tiny_model(tiny_config):
         return EagleForConditionalGeneration(tiny_config(**changes)).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory):
+    """The folder of a complete checkpoint that trains in a second a step: eagle-tiny with one narrow layer a part."""
+    import torch
+    from transformers import AutoProcessor
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    folder = tmp_path_factory.mktemp("small")
+    settings = json.loads((ROOT / "configs" / "eagle-tiny.json").read_text())
+    settings["text_config"] |= {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings["vision_config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings["audio_config"] |= {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    model_class = get_class_from_dynamic_module("modeling_eagle.EagleForConditionalGeneration", str(ROOT))
+    torch.manual_seed(0)
+    model_class(model_class.config_class(**settings)).to(torch.bfloat16).save_pretrained(folder)
+    AutoProcessor.from_pretrained(ROOT, trust_remote_code=True).save_pretrained(folder)
+    return folder

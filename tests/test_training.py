@@ -1,4 +1,4 @@
-"""Training: what is drawn, what is asked of towers, labels, the optimizer, one short run of each script."""
+"""Training of the small world: what is drawn, what is asked of towers, attention, the optimizer, stages of towers."""
 
 import copy
 import json
@@ -12,26 +12,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import Dataset
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoImageProcessor
 
 from training import attention
-from training.assemble import assemble
-from training.collator import EagleCollator, EncodedCollator, with_media
-from training.data import encoded_dataset, world_dataset
-from training.encode import encode
 from training.optimizer import MuonAdamW
 from training.synthesis import dense, pictures, samples
 from training.synthesis.voices import HELD_OUT_VOICES, SAMPLING_RATE, VOICES, add_noise, say
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
 
 
 @pytest.fixture(scope="module")
@@ -155,116 +144,7 @@ def test_recordings_name_their_words_and_phonemes():
     assert np.abs(waveform.reshape(1500, 320)).max(1)[silent].mean() < np.abs(waveform.reshape(1500, 320)).max(1)[~silent].mean()
 
 
-# --- batches ------------------------------------------------------------------------------------------------------------
-
-
-def test_labels_are_the_answers_and_their_ends(processor):
-    rows = [samples.make("spoken_picture", "train", 3), samples.make("fact", "train", 1)]
-    batch = EagleCollator(processor)(rows)
-    for labels, row in zip(batch["labels"], rows, strict=True):
-        text = processor.tokenizer.decode(labels[labels != -100])
-        answers = [m["content"][0]["text"] for m in row["messages"] if m["role"] == "assistant"]
-        assert text == "".join(f"{answer}<|end|>" for answer in answers)
-    assert len(rows[1]["messages"]) == 20  # ten facts in a row
-    assert batch["attention_mask"][1, 0] == 1  # padded on the right
-    call = EagleCollator(processor)([samples.make("request", "train", 1)])
-    assert "<|tool_call|>" in processor.tokenizer.decode(call["labels"][call["labels"] != -100])
-
-
-@pytest.mark.parametrize("layout", ["grid", "overview"])
-def test_tokens_of_a_picture_are_labelled_with_the_words_that_end_there(processor, layout):
-    picture = pictures.Picture(Image.new("RGB", (336, 168)))
-    draw = ImageDraw.Draw(picture.image)
-    _, font = pictures.choose_font(random.Random(0), "train", 30)
-    picture.glyphs = [
-        *pictures.draw_text(draw, 4, 4, "Tower A7", font, (255, 255, 255)),
-        *pictures.draw_text(draw, 200, 120, "dog", font, (255, 255, 255)),
-    ]
-    words = dense.cell_words(picture, layout)
-    assert list(dict.fromkeys(word for word in words if word)) == ["tower", "A", "7", " dog"]
-    last = max((g.left + g.right) / 2 for g in picture.glyphs if g.character == "r")
-    top = (336 - 168) / 2 if layout == "grid" else 0
-    height = 1 if layout == "grid" else 2  # the overview is stretched to a square
-    middle = (picture.glyphs[0].top + picture.glyphs[0].bottom) / 2
-    end = int((middle * height + top) / 42) * 16 + int(last / 21)
-    assert words.index("tower") == end and words[end + 1] in ("tower", "A")
-    row = {
-        "messages": [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "read"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "tower"}]},
-        ],
-        "images": [picture.image], "audios": [], "videos": [], "cell_words": words, "image_layout": layout,
-    }  # fmt: skip
-    batch = EagleCollator(processor)([row])
-    first = (batch["input_ids"][0] == processor.image_token_id).nonzero()[0, 0]
-    labels = batch["labels"][0, first + 1 : first + 129]  # the label after a token is what it predicts
-    expected = [processor.tokenizer(word).input_ids[-1] if word else -100 for word in words]
-    assert labels.tolist() == expected
-
-
-def test_pictures_of_several_crops_have_no_cell_words():
-    assert set(dense.cell_words(pictures.Picture(Image.new("RGB", (400, 200))), "grid")) == {""}
-
-
-def test_tools_of_a_row_reach_the_prompt(processor):
-    tools = [{"type": "function", "function": {"name": "ring_bell", "parameters": {}}}]
-    row = samples.make("request", "train", 1)
-    batch = EagleCollator(processor)([row | {"tools": json.dumps(tools)}])
-    assert "ring_bell" in processor.tokenizer.decode(batch["input_ids"][0])
-    with pytest.raises(ValueError, match="different `tools`"):
-        EagleCollator(processor)([row, row | {"tools": tools}])
-
-
-def test_a_batch_without_labels_is_an_error(processor):
-    row = samples.make("fact", "train", 1)
-    row["messages"] = row["messages"][:1]
-    with pytest.raises(ValueError, match="no token of this batch"):
-        EagleCollator(processor)([row])
-
-
-def test_world_dataset_repeats_itself_and_keeps_skills_together():
-    mix = {"fact": 0.5, "sentence": 0.5}
-    first, again = (world_dataset(mix, batches=6, batch_size=2, seed=3) for _ in range(2))
-    assert [row["messages"] for row in first] == [row["messages"] for row in again]
-    skills = [row["meta"]["skill"] for row in first]
-    assert skills[::2] == skills[1::2] and set(skills) == set(mix)
-    with pytest.raises(ValueError, match="unknown skill 'smell'"):
-        world_dataset({"smell": 1.0}, 1, 1, 0)
-
-
-def test_pictures_of_a_batch_have_one_class_of_size_and_their_usual_share():
-    rows = world_dataset({"sign": 0.5, "code": 0.5}, batches=60, batch_size=2, seed=0)
-    large = [max(row["images"][0].size) > pictures.CROP for row in rows]
-    assert large[::2] == large[1::2] and 0.15 < sum(large) / len(large) < 0.45
-
-
-@pytest.mark.parametrize("skill", ["spoken_picture", "clip", "request"])
-def test_encoded_rows_give_the_loss_of_the_rows_themselves(skill, processor):
-    model = AutoModelForMultimodalLM.from_pretrained(ROOT, trust_remote_code=True, dtype=torch.float32)
-    batch = EagleCollator(processor)([samples.make(skill, "train", seed) for seed in (1, 2)])
-    encoded = EncodedCollator(model.config.text_config.pad_token_id, model.config.text_config.hidden_size)(encode(model, batch))
-    for name in ("input_ids", "labels", "attention_mask"):
-        assert torch.equal(encoded[name], batch[name])
-    with torch.inference_mode():
-        expected, got = model(**batch).loss.item(), model(**encoded).loss.item()
-    assert got == pytest.approx(expected, rel=0.03)  # the tokens are kept in bfloat16
-
-
-def test_encoded_batches_hold_neighbours_of_one_skill_and_start_over_when_all_were_read(tmp_path):
-    rows = [{"labels": [1] * n, "skill": skill, "number": n} for skill in ("sign", "code") for n in range(1, 8)]
-    Dataset.from_list(rows).save_to_disk(tmp_path)
-    drawn = encoded_dataset([str(tmp_path)], {"sign": 0.5, "code": 0.5}, batches=40, batch_size=2, seed=0, longest=6)
-    pairs = [(a["skill"], a["number"], b["number"]) for a, b in zip(drawn.select(range(0, 80, 2)), drawn.select(range(1, 80, 2)))]
-    assert set(pairs) == {(skill, n, n + 1) for skill in ("sign", "code") for n in (1, 3, 5)}
-    signs = [pair for pair in pairs if pair[0] == "sign"]
-    assert len(set(signs[:3])) == len(set(signs[3:6])) == 3
-    with pytest.raises(ValueError, match="hold 0 rows of 'chart' with at most 6 tokens"):
-        encoded_dataset([str(tmp_path)], {"chart": 1.0}, 1, 2, 0, 6)
-    with pytest.raises(ValueError, match="hold 1 rows of 'sign' with at most 1 tokens, but a batch takes 2"):
-        encoded_dataset([str(tmp_path)], {"sign": 1.0}, 1, 2, 0, longest=1)
-
-
-# --- attention, optimizer and scripts -----------------------------------------------------------------------------------
+# --- attention, optimizer and towers -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -352,56 +232,3 @@ def test_a_tower_starts_from_an_earlier_stage_and_stands_still_at_first(tiny_pre
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in stages)
     changed = {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])}
     assert changed == {"multi_modal_projector"}
-
-
-@pytest.mark.slow
-def test_sft_trains_the_named_modules_at_their_rates(tmp_path):
-    start, trained = tmp_path / "start", tmp_path / "trained"
-    assemble("eagle-tiny", [], start, seed=0)
-    recipe = yaml.safe_load((ROOT / "training/recipes/instruct/tiny.yaml").read_text())
-    recipe |= {"model": str(start), "output_dir": str(trained), "max_steps": 2, "gradient_accumulation_steps": 1}
-    recipe |= {"per_device_train_batch_size": 2, "mix": {"spoken_picture": 1.0}, "warmup_steps": 0}
-    recipe |= {"rates": {"language_model": 0.001, "language_model.embed_tokens": 0.0}}
-    recipe |= {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run([sys.executable, "-m", "training.sft", "--config", str(tmp_path / "recipe.yaml")])
-    before, after = (
-        AutoModelForMultimodalLM.from_pretrained(f, trust_remote_code=True, dtype=torch.bfloat16).state_dict()
-        for f in (start, trained)
-    )
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {name.split(".")[1] for name in changed} == {"language_model"}
-    assert not any("embed_tokens" in name for name in changed)  # a part has its own rate
-
-
-@pytest.mark.slow
-def test_the_language_stage_learns_from_what_encode_wrote(tmp_path):
-    encoded, trained = tmp_path / "encoded", tmp_path / "trained"
-    skills = ["sign", "fact"]
-    run([sys.executable, "-m", "training.encode", "--model", ".", "--skills", *skills, "--rows", "64", "--output", str(encoded)])
-    recipe = yaml.safe_load((ROOT / "training/recipes/instruct/language.yaml").read_text())
-    recipe |= {"model": ".", "encoded": [str(encoded)], "mix": dict.fromkeys(skills, 0.5), "output_dir": str(trained)}
-    recipe |= {"max_steps": 2, "gradient_accumulation_steps": 1, "warmup_steps": 0, "lr_scheduler_kwargs": {"num_decay_steps": 1}}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run([sys.executable, "-m", "training.sft", "--config", str(tmp_path / "recipe.yaml")])
-    before, after = (load_file(folder / "model.safetensors") for folder in (ROOT, trained))
-    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"language_model"}
-    recipe["rates"] = {"vision_tower": 0.001}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(AssertionError, match="trains 'vision_tower', which encoded rows have behind them"):
-        run([sys.executable, "-m", "training.sft", "--config", str(tmp_path / "recipe.yaml")])
-
-
-def test_a_preset_whose_tokenizer_lies_elsewhere_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'eagle' has its image placeholder at 32022.*at 16"):
-        assemble("eagle", [], tmp_path, seed=0)
-    assert not list(tmp_path.iterdir())
-
-
-def test_media_of_a_row_stand_where_the_row_shows_them():
-    row = samples.make("spoken_picture", "train", 11)
-    kinds = [part["type"] for part in row["messages"][0]["content"]]
-    filled = with_media(row)[0]["content"]
-    assert [part["type"] for part in filled] == kinds and set(kinds) == {"image", "audio"}
-    assert all(part[part["type"]] is not None for part in filled)

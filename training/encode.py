@@ -2,28 +2,29 @@
 
     python -m training.encode --model runs/start --skills sign code --rows 4000 --seed 1 --output runs/encoded/reading
 
-The output is a folder of `datasets`, one row a sample: `input_ids` and `labels` (tokens,), `image_tokens` and
-`audio_tokens` (n, D) as bytes of bfloat16, and its `skill`. Rows of a skill lie sorted by length within each stretch of
-BATCH x BATCHES, so that neighbours make a batch with little padding.
+OUTPUT/<skill>/ holds Parquet shards, one row a sample: `input_ids` and `labels` (tokens,), `image_tokens` and
+`audio_tokens` (n, D) as bytes of bfloat16. A shard appears when it is complete; a killed run goes on with the next.
 """
 
 import argparse
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from datasets import Dataset
 from tqdm import tqdm
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from training import attention
 from training.collator import EagleCollator
-from training.data import world_dataset
+from training.data import BadRows, Mixture
 from training.synthesis import samples
 
-BATCH, BATCHES = 8, 8
+BATCH, SHARD_BATCHES = 8, 8  # a shard is one row group, from which training makes batches of like length
+SCHEMA = pa.schema(
+    [("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("image_tokens", pa.binary()), ("audio_tokens", pa.binary())]
+)
 
 
 @torch.inference_mode()
@@ -59,42 +60,38 @@ def to_bytes(tokens: torch.Tensor) -> bytes:
     return tokens.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def encoded_rows(model_path: str, skills: tuple[str, ...], rows: int, seed: int) -> Iterator[dict]:
-    """`rows` rows of each skill, in turns."""
-    model = AutoModelForMultimodalLM.from_pretrained(model_path, trust_remote_code=True, dtype=torch.float32)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if model.device.type == "cpu":
-        model.set_attn_implementation(attention.NAME)
-    collator = EagleCollator(AutoProcessor.from_pretrained(model_path, trust_remote_code=True))
-    stretches = -(-rows // (BATCH * BATCHES))
-    for stretch in tqdm(range(stretches)):
-        for skill in skills:
-            drawn = world_dataset({skill: 1}, BATCHES, BATCH, f"{seed}/{stretch}")
-            batches = [drawn[i : i + BATCH] for i in range(0, len(drawn), BATCH)]
-            encoded = [row for batch in batches for row in encode(model, collator(unstacked(batch)))]
-            yield from ({**row, "skill": skill} for row in sorted(encoded, key=lambda row: len(row["input_ids"])))
-
-
-def unstacked(columns: dict[str, list]) -> list[dict]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+def encode_skill(model, collator: EagleCollator, skill: str, shards: int, seed: int, output: Path) -> None:
+    """Writes the shards of the skill that are not there yet."""
+    output.mkdir(parents=True, exist_ok=True)
+    data = {skill: {"path": f"world:{skill}", "weight": 1}}
+    bad_rows = BadRows(output / "bad_rows.jsonl", 0)
+    mixture = Mixture(data, shards * SHARD_BATCHES, BATCH, seed, collator.features, bad_rows)
+    for shard in tqdm(range(shards), desc=skill, unit="shard"):
+        file = output / f"shard-{shard:05d}.parquet"
+        if file.exists():
+            continue
+        batches = [mixture.batch(shard * SHARD_BATCHES + i) for i in range(SHARD_BATCHES)]
+        rows = [row for batch in batches for row in encode(model, collator(batch))]
+        part = file.with_suffix(".part")
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), part, compression="zstd")
+        os.replace(part, file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="checkpoint whose towers and projectors encode")
     parser.add_argument("--skills", nargs="+", choices=samples.SKILLS, default=list(samples.SKILLS))
-    parser.add_argument("--rows", type=int, required=True, help="rows of each skill, rounded up to stretches of 64")
+    parser.add_argument("--rows", type=int, required=True, help="rows of each skill, rounded up to shards of 64")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    if args.output.exists():
-        parser.error(f"{args.output} is there already; remove it, or name another folder")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    drawn = {"model_path": args.model, "skills": tuple(args.skills), "rows": args.rows, "seed": args.seed}
-    with tempfile.TemporaryDirectory(dir=args.output.parent) as beside:
-        rows = Dataset.from_generator(encoded_rows, gen_kwargs=drawn, cache_dir=beside)
-        rows.save_to_disk(f"{beside}/done")
-        os.replace(f"{beside}/done", args.output)
+    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=torch.float32)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if model.device.type == "cpu":
+        model.set_attn_implementation(attention.NAME)
+    collator = EagleCollator(AutoProcessor.from_pretrained(args.model, trust_remote_code=True))
+    for skill in args.skills:
+        encode_skill(model, collator, skill, -(-args.rows // (BATCH * SHARD_BATCHES)), args.seed, args.output / skill)
 
 
 if __name__ == "__main__":

@@ -5,39 +5,73 @@
     OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 -m training.sft --config ...  # one process a core
 
 Any field of the recipe can be given on the command line; an unknown one is an error. A killed run goes on from its last
-checkpoint.
+checkpoint. For many GPUs and machines see training/launch/.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+from peft import LoraConfig
+from transformers import AutoModelForMultimodalLM, AutoProcessor, BitsAndBytesConfig
 from transformers.trainer_utils import get_last_checkpoint
-from trl import SFTConfig, SFTTrainer, TrlParser
+from trl import SFTConfig, TrlParser
 
 from training import attention
-from training.collator import EagleCollator, EncodedCollator
-from training.data import encoded_dataset, world_dataset
-from training.optimizer import MuonAdamW
+from training.collator import EagleCollator
+from training.data import BadRows, Mixture, ParquetSource
+from training.trainer import EagleTrainer
+
+QUANTIZATIONS = ()  # names of the formats that weights can be trained to be exported in
 
 
 @dataclass
 class EagleArguments:
-    """What TRL's SFTConfig does not know.
+    """What TRL's SFTConfig does not know. (Mappings in a recipe, JSON on the command line.)
 
-    `model`: a checkpoint folder or repository. `mix`: probability of each skill. `rates`: learning rate of each trained
-    module of EagleModel, such as `language_model`, or of a part of one, such as `language_model.embed_tokens`; what is not
-    named stays frozen. `encoded`: folders of training/encode.py to read rows of at most `longest` tokens from; without
-    them rows are drawn anew. (JSON on the command line, mappings in a recipe.)
+    Args:
+        model, revision: a checkpoint folder, or a repository of the Hub and its commit.
+        data: name -> {path, weight, adapter}, see training/data.py.
+        rates: learning rate of each trained module of EagleModel, such as `language_model`, or of a part of one, such as
+            `language_model.embed_tokens`; what is not named stays frozen.
+        lora: {r, alpha, dropout}: adapters of every linear layer of the language model train in its stead, at its rate.
+        load_in_4bit: the frozen language model in 4 bits (QLoRA); needs `lora` and a CUDA GPU.
+        muon: hidden matrices by Muon, training/optimizer.py; else everything by the `optim` of SFTConfig.
+        quantization: the format of the exported weights, which training then knows of.
+        longest: rows of more tokens are left out.
+        phone_layouts: share of the batches whose pictures and sounds are cut as llama.cpp does it.
+        max_bad_rows: so many rows may be unreadable; they are listed in bad_rows.jsonl of the output folder.
+        lanes: independent sequences of batches; 0: one a process and loader worker.
     """
 
     model: str
-    mix: dict | str
+    data: dict | str
     rates: dict | str
-    encoded: list[str] | None = None
+    revision: str | None = None
+    lora: dict | str | None = None
+    load_in_4bit: bool = False
+    muon: bool = False
+    quantization: str | None = None
     longest: int = 8192
+    phone_layouts: float = 1 / 3
+    max_bad_rows: int = 0
+    lanes: int = 0
+
+    def __post_init__(self):
+        self.data, self.rates, self.lora = (
+            json.loads(value) if isinstance(value, str) else value for value in (self.data, self.rates, self.lora)
+        )
+        if self.quantization and self.quantization not in QUANTIZATIONS:
+            known = ", ".join(QUANTIZATIONS) or "none so far"
+            raise ValueError(f"unknown quantization {self.quantization!r}; known: {known}")
+        if self.lora is not None and set(self.lora) != {"r", "alpha", "dropout"}:
+            raise ValueError(f"`lora` has the fields {sorted(self.lora)}; it takes r, alpha and dropout")
+        if self.load_in_4bit and not self.lora:
+            raise ValueError("load_in_4bit freezes the language model, so that nothing would train; give `lora`")
+        if self.load_in_4bit and not torch.cuda.is_available():
+            raise ValueError("load_in_4bit needs a CUDA GPU and bitsandbytes, and torch finds no GPU here")
 
 
 @dataclass
@@ -46,35 +80,43 @@ class EagleSFTConfig(SFTConfig):
 
     def __post_init__(self):
         self.use_cpu = not torch.cuda.is_available()  # without it, bf16 is refused on a machine without a GPU
-        self.dataset_kwargs = {"skip_prepare_dataset": True}  # the collator does it all
+        self.dataset_kwargs = {"skip_prepare_dataset": True}  # training/data.py does it all
         self.remove_unused_columns = False
         self.max_length = None
-        self.train_sampling_strategy = "sequential"  # the data set is drawn in order, one skill a batch
+        self.train_sampling_strategy = "sequential"  # the data set is mixed and shuffled in itself
+        self.logging_nan_inf_filter = False  # it would show the last good loss in place of NaN
         super().__post_init__()
+        if self.max_steps <= 0:
+            raise ValueError(f"max_steps is {self.max_steps}; a mixture has no end, so give the number of steps")
 
 
-class EagleTrainer(SFTTrainer):
-    """SFTTrainer with a learning rate per module, in which every skill counts the same."""
-
-    def __init__(self, *args, rates: dict[str, float], **kwargs):
-        self.rates = rates
-        super().__init__(*args, **kwargs)
-
-    def create_optimizer(self, model=None):
-        named = dict(self.accelerator.unwrap_model(self.model).model.named_parameters())
-        groups = []
-        for module in sorted(self.rates, key=len, reverse=True):  # parts before their wholes
-            names = [name for name in named if name.startswith(f"{module}.")]
-            groups.append(([(name, named.pop(name)) for name in names], self.rates[module]))
-        self.optimizer = MuonAdamW(groups, self.args.weight_decay)
-        return self.optimizer
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
-        """None: each batch of a step counts the same, as its mean. By tokens, pages would drown one-word answers."""
+def load_model(arguments: EagleArguments, config: EagleSFTConfig) -> torch.nn.Module:
+    """The model with only the named modules trainable: these in float32, under bf16 the others as they are stored."""
+    quantization = None
+    if arguments.load_in_4bit:
+        skipped = ["vision_tower", "audio_tower", "multi_modal_projector", "audio_projector", "lm_head"]
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_use_double_quant=True,
+            llm_int8_skip_modules=skipped,
+        )
+    model = AutoModelForMultimodalLM.from_pretrained(
+        arguments.model,
+        revision=arguments.revision,
+        trust_remote_code=True,
+        dtype="auto" if config.bf16 else torch.float32,
+        quantization_config=quantization,
+    )
+    if config.use_cpu:
+        model.set_attn_implementation(attention.NAME)
+    freeze(model, arguments.rates)
+    return model
 
 
 def freeze(model, rates: dict[str, float]) -> None:
-    """Leaves only the named modules trainable; raises ValueError for a module that the model does not have."""
+    """Leaves only the named modules trainable, in float32; raises ValueError for one that the model does not have."""
     modules = dict(model.model.named_modules())
     for name in rates:
         if name not in modules:
@@ -82,32 +124,67 @@ def freeze(model, rates: dict[str, float]) -> None:
             raise ValueError(f"the recipe trains {name!r}, but the model has {parts}, and what is in these")
     model.requires_grad_(False)
     for name in rates:
-        modules[name].requires_grad_(True)
+        for parameter in modules[name].parameters():
+            if parameter.is_floating_point():  # what 4-bit loading packed is not
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(True)
+
+
+def lora_config(model, arguments: EagleArguments) -> LoraConfig | None:
+    """Adapters of the language model's linear layers; the other trained modules are trained, and saved, whole."""
+    if not arguments.lora:
+        return None
+    linears = {n.rpartition(".")[2] for n, m in model.model.language_model.named_modules() if isinstance(m, torch.nn.Linear)}
+    whole = [name for name in arguments.rates if not name.startswith("language_model")]
+    return LoraConfig(
+        r=arguments.lora["r"],
+        lora_alpha=arguments.lora["alpha"],
+        lora_dropout=arguments.lora["dropout"],
+        target_modules=rf"model\.language_model\..*\.({'|'.join(sorted(linears))})",
+        modules_to_save=whole or None,
+        task_type="CAUSAL_LM",
+    )
+
+
+def check_encoded(mixture: Mixture, rates: dict[str, float]) -> None:
+    """Raises ValueError where the recipe trains what the rows of training/encode.py have behind them."""
+    trained = [name for name in rates if not name.startswith("language_model")]
+    for name, source in zip(mixture.names, mixture.sources):
+        if trained and isinstance(source, ParquetSource) and source.encoded:
+            raise ValueError(f"the recipe trains {trained[0]!r}, which the encoded rows of data.{name} have behind them")
 
 
 def main() -> None:
     arguments, config = TrlParser((EagleArguments, EagleSFTConfig)).parse_args_and_config()
-    mix, rates = (json.loads(v) if isinstance(v, str) else v for v in (arguments.mix, arguments.rates))
-    model = AutoModelForMultimodalLM.from_pretrained(arguments.model, trust_remote_code=True, dtype=torch.float32)
-    processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
-    if config.use_cpu:
-        model.set_attn_implementation(attention.NAME)
-    freeze(model, rates)
-    if arguments.encoded and (moving := [name for name in rates if not name.startswith("language_model")]):
-        raise ValueError(f"the recipe trains {moving[0]!r}, which encoded rows have behind them; only language_model can be")
-    batches = config.max_steps * config.gradient_accumulation_steps * config.world_size
-    drawn = mix, batches, config.per_device_train_batch_size, config.seed
-    if arguments.encoded:
-        dataset = encoded_dataset(arguments.encoded, *drawn, arguments.longest)
-        collator = EncodedCollator(model.config.text_config.pad_token_id, model.config.text_config.hidden_size)
-    else:
-        dataset, collator = world_dataset(*drawn), EagleCollator(processor)
-    trainer = EagleTrainer(model, config, collator, dataset, processing_class=processor, rates=rates)
-    last = get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None
+    processor = AutoProcessor.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
+    collator = EagleCollator(processor)
+    mixture = Mixture(
+        arguments.data,
+        batches=config.max_steps * config.gradient_accumulation_steps * config.world_size,
+        batch_size=config.per_device_train_batch_size,
+        seed=config.seed,
+        features=collator.features,
+        bad_rows=BadRows(Path(config.output_dir, "bad_rows.jsonl"), arguments.max_bad_rows),
+        longest=arguments.longest,
+        phone_layouts=arguments.phone_layouts,
+        lanes=arguments.lanes or config.world_size * max(1, config.dataloader_num_workers),
+    )
+    check_encoded(mixture, arguments.rates)
+    model = load_model(arguments, config)
+    trainer = EagleTrainer(
+        model,
+        config,
+        collator,
+        mixture.rows,
+        processing_class=processor,
+        peft_config=lora_config(model, arguments),
+        rates=arguments.rates,
+        muon=arguments.muon,
+        recipe=vars(arguments),
+    )
+    last = get_last_checkpoint(config.output_dir) if os.path.isdir(config.output_dir) else None
     trainer.train(resume_from_checkpoint=last)
-    if trainer.is_world_process_zero():
-        model.to(torch.bfloat16).save_pretrained(config.output_dir)
-        processor.save_pretrained(config.output_dir)
+    trainer.save_result()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,254 @@
+"""training.sft for real: what trains, kills, faults, LoRA, the report. On a checkpoint that takes a second a step."""
+
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from training import sft
+from training.collator import EagleCollator
+from training.encode import encode_skill
+from training.merge import merge
+from training.shards import SCHEMA, encode_row
+from training.synthesis import samples
+
+ROOT = Path(__file__).parents[1]
+RATES = {"language_model": 0.01, "multi_modal_projector": 0.01, "audio_projector": 0.01}
+
+
+@pytest.fixture
+def recipe(small_checkpoint, tmp_path):
+    """The factory of recipe files: a short run of two skills, changed by the given fields."""
+
+    def write(**fields):
+        settings = {
+            "model": str(small_checkpoint),
+            "output_dir": str(tmp_path / "run"),
+            "data": {"spoken_picture": {"path": "world:spoken_picture", "weight": 1}, "fact": {"path": "world:fact", "weight": 1}},
+            "rates": RATES,
+            "max_steps": 4,
+            "per_device_train_batch_size": 2,
+            "bf16": True,
+            "activation_checkpointing": False,
+            "logging_steps": 1,
+            "save_steps": 2,
+            "save_total_limit": 2,
+            "report_to": "none",
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(settings | fields))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def train(recipe, monkeypatch, tmp_path):
+    """Runs training.sft in this process; returns the folder of the run."""
+
+    def run(*arguments, **fields):
+        monkeypatch.setattr(sys, "argv", ["sft", "--config", str(recipe(**fields)), *arguments])
+        sft.main()
+        return tmp_path / "run"
+
+    return run
+
+
+def losses(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: (entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry}
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def changed_modules(before, after):
+    return {".".join(name.split(".")[1:3]) for name in before if not torch.equal(before[name], after[name])}
+
+
+# --- what trains ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("muon", [True, False])
+def test_the_named_modules_train_at_their_rates_and_nothing_else(muon, train, small_checkpoint):
+    rates = {"language_model": 0.01, "language_model.embed_tokens": 0.0, "audio_projector": 0.01}
+    data = {"spoken_picture": {"path": "world:spoken_picture", "weight": 1}}
+    run = train(rates=rates, muon=muon, data=data, max_steps=2)
+    changed = changed_modules(weights(small_checkpoint), weights(run))
+    assert changed == {"language_model.layers", "language_model.norm", "audio_projector.linear_1", "audio_projector.linear_2"} | {
+        f"audio_projector.{name}" for name in ("ln_pre", "ln_mid") if f"audio_projector.{name}" in changed
+    }
+    loaded = AutoModelForMultimodalLM.from_pretrained(run, trust_remote_code=True)
+    assert loaded.dtype == torch.bfloat16 and AutoProcessor.from_pretrained(run, trust_remote_code=True)
+
+
+def test_decay_leaves_norms_and_embeddings_alone(train):
+    run = train(rates={"language_model": 0.001}, weight_decay=0.5, max_steps=2)
+    groups = torch.load(run / "checkpoint-2" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    assert [len(group["params"]) for group in groups] == [4, 4]  # qkv, o, gate_up, down; embedding and three norms
+
+
+def test_the_loss_hears_the_sound_and_sees_the_picture(train):
+    run = train(max_steps=2, rates={"audio_projector": 0.01, "multi_modal_projector": 0.01}, data={
+        "spoken_picture": {"path": "world:spoken_picture", "weight": 1}})  # fmt: skip
+    assert all(norm > 0 for _, norm in losses(run / "checkpoint-2").values())
+    state = torch.load(run / "checkpoint-2" / "optimizer.pt", weights_only=True)["state"]
+    trained = [name for name in weights(run) if "projector" in name]
+    assert len(state) == len(trained) and all(entry["exp_avg"].abs().sum() > 0 for entry in state.values())
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"rates": {"vision_towel": 0.1}}, "trains 'vision_towel', but the model has vision_tower, multi_modal_projector"),
+        ({"max_steps": -1}, "max_steps is -1; a mixture has no end"),
+        ({"quantization": "int3"}, "unknown quantization 'int3'"),
+        ({"lora": {"rank": 8}}, r"`lora` has the fields \['rank'\]; it takes r, alpha and dropout"),
+        ({"load_in_4bit": True}, "nothing would train; give `lora`"),
+        ({"data": {"d": {"path": "none/", "weight": 1}}}, "no Parquet file at 'none/'"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_said_at_once(fields, message, train):
+    with pytest.raises(ValueError, match=message):
+        train(**fields)
+
+
+def test_unknown_fields_are_errors_and_the_command_line_overrides(train, tmp_path):
+    with pytest.raises((ValueError, SystemExit)):
+        train(wamup_steps=3)
+    with pytest.raises((ValueError, SystemExit)):
+        train("--wamup_steps", "3")
+    assert max(losses(train("--max_steps", "2") / "checkpoint-2")) == 2
+
+
+# --- kills and faults -----------------------------------------------------------------------------------------------------
+
+
+def sft_process(path, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "training.sft", "--config", str(path)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_losses(recipe, tmp_path):
+    options = {"max_steps": 9, "save_steps": 3, "muon": True}
+    whole = sft_process(recipe(**options, output_dir=str(tmp_path / "whole")))
+    assert whole.wait(300) == 0, whole.stderr.read()[-3000:]
+    path = recipe(**options)
+    for wanted in (3, 6):  # killed once after each checkpoint, while it writes or computes
+        process = sft_process(path)
+        while not (tmp_path / "run" / f"checkpoint-{wanted}").exists() and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        (tmp_path / "run" / ".unfinished" / "checkpoint-7").mkdir(parents=True, exist_ok=True)  # as one killed while saving
+    last = sft_process(path)
+    assert last.wait(300) == 0, last.stderr.read()[-3000:]
+    expected, got = (losses(tmp_path / name / "checkpoint-9") for name in ("whole", "run"))
+    assert got == expected and set(got) == set(range(1, 10))
+    assert not (tmp_path / "run" / ".unfinished").exists()
+    assert all(torch.equal(w, weights(tmp_path / "whole")[name]) for name, w in weights(tmp_path / "run").items())
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(train, small_checkpoint, tmp_path):
+    rates = {"language_model": 1e30}  # of which the first step of the warm-up takes nothing
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d; the last good checkpoint is .*checkpoint-\d"):
+        train(max_steps=6, rates=rates, lr_scheduler_type="constant_with_warmup", warmup_steps=1, save_steps=1)
+    start = weights(small_checkpoint)
+    assert all(torch.equal(w, start[name]) for name, w in weights(tmp_path / "run" / "checkpoint-1").items())
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_saved(train, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"holds NaN or infinite values after step 1; not saved"):
+        train(rates={"language_model": math.inf}, save_steps=1)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_leaves_nothing_half_written(recipe, tmp_path):
+    size = (Path(yaml.safe_load(recipe().read_text())["model"]) / "model.safetensors").stat().st_size
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    process = sft_process(recipe(), preexec_fn=limit)
+    assert process.wait(300) != 0 and "File too large" in process.stderr.read()
+    assert not list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_too_little_room_on_the_disk_is_said_before_training(train):
+    with pytest.raises(OSError, match=r"GB free, but 1000000001 checkpoints take .* GB; make room"):
+        train(save_total_limit=10**9)
+
+
+def test_bad_rows_are_reported(train, tmp_path):
+    rows = [encode_row(samples.make("sign", "train", i), str(i), "world", "apache-2.0") for i in range(4)]
+    rows[1]["images"][0]["bytes"] = b"no picture"
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), tmp_path / "d.parquet")
+    data = {"d": {"path": str(tmp_path / "d.parquet"), "weight": 1}}
+    with pytest.raises(ValueError, match="1 bad rows, but max_bad_rows is 0"):
+        train(data=data)
+    run = train(data=data, max_bad_rows=1)
+    assert "Rows that could not be read: 1." in (run / "README.md").read_text()
+
+
+# --- LoRA, encoded rows, the report ---------------------------------------------------------------------------------------
+
+
+def test_lora_saves_reloads_and_merges(train, small_checkpoint, tmp_path):
+    run = train(lora={"r": 8, "alpha": 16, "dropout": 0.0}, muon=False)
+    saved = load_file(run / "adapter_model.safetensors")
+    for part in ("multi_modal_projector", "audio_projector", "qkv_proj.lora_A", "down_proj.lora_B"):
+        assert any(part in name for name in saved), part
+    assert not any("tower" in name or "lm_head" in name for name in saved)
+    merge(run, tmp_path / "merged")
+    base = AutoModelForMultimodalLM.from_pretrained(small_checkpoint, trust_remote_code=True, dtype=torch.float32)
+    reloaded = PeftModel.from_pretrained(base, run).eval()
+    merged = AutoModelForMultimodalLM.from_pretrained(tmp_path / "merged", trust_remote_code=True, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(tmp_path / "merged", trust_remote_code=True)
+    batch = EagleCollator(processor)([samples.make("spoken_picture", "train", 1)])
+    with torch.inference_mode():
+        with reloaded.disable_adapter():
+            untrained = reloaded(**batch).logits
+        expected, got = reloaded(**batch).logits, merged(**batch).logits
+    assert (expected - untrained).abs().max() > 10 * (got - expected).abs().max()
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.05)  # the merged weights are bfloat16
+
+
+def test_encoded_rows_train_the_language_model_alone(train, small_checkpoint, tmp_path):
+    model = AutoModelForMultimodalLM.from_pretrained(small_checkpoint, trust_remote_code=True, dtype=torch.float32)
+    collator = EagleCollator(AutoProcessor.from_pretrained(small_checkpoint, trust_remote_code=True))
+    encode_skill(model, collator, "sentence", 1, 0, tmp_path / "encoded")
+    data = {"sentence": {"path": str(tmp_path / "encoded"), "weight": 1}}
+    run = train(data=data, rates={"language_model": 0.01}, max_steps=2)
+    assert {name.split(".")[0] for name in changed_modules(weights(small_checkpoint), weights(run))} == {"language_model"}
+    with pytest.raises(ValueError, match="trains 'audio_projector', which the encoded rows of data.sentence have behind them"):
+        train(data=data, rates={"audio_projector": 0.01})
+
+
+def test_the_run_has_curves_and_a_card(train, tmp_path):
+    run = train(report_to="tensorboard")
+    card = (run / "README.md").read_text()
+    assert "step 4 of 4" in card and "path: world:fact" in card and "](curves.png)" in card
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    first, _, last = (line for line in card.splitlines() if line.startswith("| ") and line[2].isdigit())
+    assert math.isclose(float(first.split("|")[2]), losses(run / "checkpoint-4")[1][0], abs_tol=0.001) and last.startswith("| 4 ")
+    assert list(run.rglob("events.out.tfevents*"))
