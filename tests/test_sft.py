@@ -1,5 +1,6 @@
 """training.sft for real: what trains, kills, faults, LoRA, the report. On a checkpoint that takes a second a step."""
 
+import base64
 import json
 import math
 import os
@@ -7,7 +8,9 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -140,8 +143,8 @@ def test_unknown_fields_are_errors_and_the_command_line_overrides(train, tmp_pat
 # --- kills and faults -----------------------------------------------------------------------------------------------------
 
 
-def sft_process(path, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def sft_process(path, environment=None, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
     command = [sys.executable, "-m", "training.sft", "--config", str(path)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options)
 
@@ -252,3 +255,54 @@ def test_the_run_has_curves_and_a_card(train, tmp_path):
     first, _, last = (line for line in card.splitlines() if line.startswith("| ") and line[2].isdigit())
     assert math.isclose(float(first.split("|")[2]), losses(run / "checkpoint-4")[1][0], abs_tol=0.001) and last.startswith("| 4 ")
     assert list(run.rglob("events.out.tfevents*"))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub's interface as a commit of files takes: it keeps them in `files`."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if self.path.endswith("/repos/create"):
+            return self.answer({"url": f"http://{self.headers['Host']}/someone/eagle-run"})
+        if "/preupload/" in self.path:
+            asked = json.loads(body)["files"]
+            return self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked]})
+        if self.path.endswith("/validate-yaml"):
+            return self.answer({"warnings": [], "errors": []})
+        self.server.files.append({})
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                self.server.files[-1][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        self.answer({"commitUrl": f"http://{self.headers['Host']}/someone/eagle-run/commit/0", "commitOid": "0" * 40, "success": True})
+
+    def do_GET(self):
+        self.answer({"id": "someone/eagle-run", "sha": "0" * 40, "siblings": []})
+
+    def answer(self, content):
+        data = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.slow
+def test_checkpoints_and_the_result_are_pushed_to_the_hub(recipe, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.files = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+    fields = {"push_to_hub": True, "hub_model_id": "someone/eagle-run", "hub_token": "hf_none", "hub_always_push": True}
+    process = sft_process(recipe(**fields), environment)
+    assert process.wait(300) == 0, process.stderr.read()[-3000:]
+    server.shutdown()
+    assert len(server.files) == 3  # two checkpoints and the result
+    for commit in server.files:
+        assert {"config.json", "modeling_eagle.py", "model.safetensors", "tokenizer/tokenizer.json", "README.md"} <= set(commit)
+    last = server.files[-1]
+    assert b"step 4 of 4" in last["README.md"] and not any("optimizer" in name for name in last)
+    assert last["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()

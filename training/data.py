@@ -127,7 +127,7 @@ class ParquetSource:
         return self.groups[permutation(self.seed, epoch, len(self.groups))[i]]
 
     def batches(self, number: int, count: int) -> list[list[tuple[str, dict]]]:
-        file, group, rows = self.group(number)
+        file, group, _ = self.group(number)
         rng = np.random.default_rng([self.seed, number, 1])
         usable = self.usable_rows(file, group)
         usable = [usable[i] for i in rng.permutation(len(usable))]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForMultimodalLM, AutoProcessor, BitsAndBytesConfig
 from transformers.trainer_utils import get_last_checkpoint
@@ -154,8 +155,7 @@ def check_encoded(mixture: Mixture, rates: dict[str, float]) -> None:
             raise ValueError(f"the recipe trains {trained[0]!r}, which the encoded rows of data.{name} have behind them")
 
 
-def main() -> None:
-    arguments, config = TrlParser((EagleArguments, EagleSFTConfig)).parse_args_and_config()
+def load_data(arguments: EagleArguments, config: EagleSFTConfig) -> tuple[EagleCollator, Mixture]:
     processor = AutoProcessor.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
     collator = EagleCollator(processor)
     mixture = Mixture(
@@ -170,18 +170,28 @@ def main() -> None:
         lanes=arguments.lanes or config.world_size * max(1, config.dataloader_num_workers),
     )
     check_encoded(mixture, arguments.rates)
+    return collator, mixture
+
+
+def load_trainer(arguments: EagleArguments, config: EagleSFTConfig, collator: EagleCollator, rows: Dataset) -> EagleTrainer:
     model = load_model(arguments, config)
-    trainer = EagleTrainer(
+    return EagleTrainer(
         model,
         config,
         collator,
-        mixture.rows,
-        processing_class=processor,
+        rows,
+        processing_class=collator.processor,
         peft_config=lora_config(model, arguments),
         rates=arguments.rates,
         muon=arguments.muon,
         recipe=vars(arguments),
     )
+
+
+def main() -> None:
+    arguments, config = TrlParser((EagleArguments, EagleSFTConfig)).parse_args_and_config()
+    collator, mixture = load_data(arguments, config)
+    trainer = load_trainer(arguments, config, collator, mixture.rows)
     last = get_last_checkpoint(config.output_dir) if os.path.isdir(config.output_dir) else None
     trainer.train(resume_from_checkpoint=last)
     trainer.save_result()

@@ -80,6 +80,8 @@ class EagleTrainer(SFTTrainer):
             rotate_checkpoints(output, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
         if push:
+            for file in Path(output, checkpoint).glob("*.py"):  # transformers pushes what lies in `output`, and puts no code there
+                shutil.copy(file, output)
             self._push_from_checkpoint(os.path.join(output, checkpoint))
 
     def save_result(self) -> None:
@@ -166,6 +168,7 @@ def write_report(output: Path, trainer: EagleTrainer) -> None:
     if history:
         plot_curves(output / "curves.png", history)
     settings = {key: value for key, value in trainer.recipe.items() if value is not None}
+    settings["model"] = os.path.relpath(settings["model"]) if os.path.isdir(settings["model"]) else settings["model"]
     args = trainer.args
     settings |= {"batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size, "seed": args.seed}
     settings |= {"scheduler": str(args.lr_scheduler_type.value), "weight_decay": args.weight_decay}
@@ -173,7 +176,7 @@ def write_report(output: Path, trainer: EagleTrainer) -> None:
     lines = [
         "---", "library_name: transformers", "pipeline_tag: any-to-any", "tags: [eagle, trl, sft]", "---", "",
         f"# {output.name}", "",
-        f"Trained from `{trainer.recipe['model']}` by `training.sft`: step {trainer.state.global_step:,} of {args.max_steps:,}, "
+        f"Trained from `{settings['model']}` by `training.sft`: step {trainer.state.global_step:,} of {args.max_steps:,}, "
         f"{get_model_param_count(trainer.model, trainable_only=True):,} trained parameters, {args.world_size} processes.",
         f"Rows that could not be read: {len(bad.read_text().splitlines()) if bad.exists() else 0}.", "",
         *(["![Loss and learning rate](curves.png)", "", *table(history), ""] if history else []),

@@ -67,12 +67,12 @@ def ask(rng: random.Random, split: str, medium: tuple[str, object], question: st
 
 
 def speech(rng: random.Random, split: str, text: str) -> tuple[np.ndarray, dict]:
-    """`text` spoken, half the time over noise; the waveform and {"voice", "noisy"}."""
+    """`text` spoken, half the time over noise; the waveform and {"voice", "noisy", "transcripts"}."""
     utterance, voice = say_varied(rng, text, split)
     noisy = rng.random() < 0.5
     level = rng.uniform(0.3, 1.5)
     waveform = add_noise(rng, utterance.waveform * level) if noisy else (utterance.waveform * level).clip(-1, 1)
-    return waveform.astype(np.float32), {"voice": voice, "noisy": noisy}
+    return waveform.astype(np.float32), {"voice": voice, "noisy": noisy, "transcripts": [text]}
 
 
 # ------------------------------------------------------------------------------------------------ skills
@@ -263,7 +263,7 @@ def dictation(rng: random.Random, split: str) -> dict:
         waveforms += [pause, waveform]
         texts.append(text)
     parts = [("audio", np.concatenate(waveforms)), ("text", rng.choice(TRANSCRIBE))]
-    return row(rng, parts, "\n".join(texts))
+    return row(rng, parts, "\n".join(texts), transcripts=["\n".join(texts)])
 
 
 def fact(rng: random.Random, split: str, spoken: bool = False) -> dict:

@@ -1,0 +1,70 @@
+"""Every recipe runs a step as it stands, but for the model, the number of rows and what lies in its folders of data."""
+
+import re
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from safetensors import safe_open
+
+from training import sft
+from training.shards import SCHEMA, encode_image, encode_row
+from training.synthesis import samples
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "training" / "recipes").glob("*/*.yaml"))
+STAGES = [path for path in RECIPES if path.parent.name != "towers"]
+
+
+def names(paths):
+    return [f"{path.parent.name}/{path.stem}" for path in paths]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """The folder of one shard of conversations of every skill, and one of the rows that each adapter in use reads."""
+    folder = tmp_path_factory.mktemp("shards")
+    drawn = [samples.make(skill, "train", 1) for skill in ("sign", "sentence", "clip", "request")]
+    rows = [encode_row(sample, str(i), "world", "apache-2.0") for i, sample in enumerate(drawn)]
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "conversations.parquet")
+    picture = {"bytes": encode_image(drawn[0]["images"][0]), "path": None}
+    texts = [{"user": "What does the sign say?", "assistant": "open", "source": "sign"}]
+    pq.write_table(pa.Table.from_pylist([{"images": [picture], "texts": texts}] * 2), folder / "cauldron.parquet")
+    return folder
+
+
+def local(source, shards):
+    """The source, or if it is not of the small world a small file with rows of its schema."""
+    if str(source["path"]).startswith("world:"):
+        return source
+    return source | {"path": str(shards / f"{source.get('adapter', 'conversations')}.parquet")}
+
+
+@pytest.mark.parametrize("path", STAGES, ids=names(STAGES))
+def test_a_recipe_runs_a_step(path, small_checkpoint, shards, tmp_path, monkeypatch):
+    recipe = yaml.safe_load(path.read_text())
+    recipe["data"] = {name: local(source, shards) for name, source in recipe["data"].items()}
+    recipe |= {"model": str(small_checkpoint), "output_dir": str(tmp_path / "run"), "max_steps": 1, "save_steps": 1}
+    recipe |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(sys, "argv", ["sft", "--config", str(tmp_path / "recipe.yaml")])
+    sft.main()
+    saved = "adapter_model.safetensors" if recipe.get("lora") else "model.safetensors"
+    with safe_open(tmp_path / "run" / saved, "pt") as weights:
+        assert all(weights.get_tensor(name).isfinite().all() for name in weights)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
+def test_a_recipe_says_what_it_is(path):
+    head = re.match(r"(# .*\n)+", path.read_text())
+    assert head, "a recipe opens with comments: which stage, which data, what it takes"
+    recipe = yaml.safe_load(path.read_text())
+    assert recipe["output_dir"].startswith("runs/")
+
+
+def test_every_stage_has_a_tiny_and_a_full_recipe():
+    for stage in {path.parent for path in STAGES}:
+        assert {path.stem for path in stage.glob("*.yaml")} >= {"tiny", "full"}, stage.name
