@@ -24,11 +24,11 @@ import pypdfium2
 from PIL import Image, ImageSequence
 
 from training.shards import check_row, to_json
+from training.synthesis.samples import TRANSCRIBE
 
 IMAGE, AUDIO = {"type": "image", "text": None}, {"type": "audio", "text": None}
 DESCRIBE = ("Describe the picture.", "What does the picture show?", "Write a caption for this picture.")
 READ = ("Read the page.", "What is written here?", "Write down the text, line by line.")
-TRANSCRIBE = ("Write down what you hear.", "What is said?", "Transcribe the speech.")
 CONTINUE = ("Continue the document.", "Write how the document goes on.", "What does the document say next?")
 
 END_OF_ARTICLE = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"  # OBELICS: what follows is another article
@@ -111,14 +111,14 @@ def laion_coco(row: dict) -> dict | None:
     caption = first(row, "top_caption", "caption", "txt", "TEXT")
     caption = caption.decode() if isinstance(caption, bytes) else caption
     key = first(row, "__key__", "key", "URL")
-    return pair(key, first(row, "jpg", "png", "webp", "URL"), pick(DESCRIBE, key), caption.strip())
+    return pair(key, first(row, "jpg", "URL"), pick(DESCRIBE, key), caption.strip())
 
 
 @adapter
 def rendered_text(row: dict) -> dict | None:
     """https://huggingface.co/datasets/wendlerc/RenderedText: `png`, `json` {ocr_annotation: {text: lines, ...}}."""
     lines = as_json(row["json"])["ocr_annotation"]["text"]
-    return pair(row["__key__"], first(row, "png", "jpg"), pick(READ, row["__key__"]), "\n".join(lines).strip())
+    return pair(row["__key__"], row["png"], pick(READ, row["__key__"]), "\n".join(lines).strip())
 
 
 @adapter
@@ -156,12 +156,12 @@ def page_images(row: dict, numbers: list[int]) -> list[bytes]:
 
 @adapter
 def spoken_trivia(row: dict) -> dict:
-    """TriviaQA read aloud, as in https://huggingface.co/datasets/fixie-ai/trivia_qa-audio: `question_audio` (elsewhere
-    `audio`), `question`, `answer` {value, aliases}. The question is heard, not read; the aliases are in `meta`.
+    """https://huggingface.co/datasets/fixie-ai/trivia_qa-audio: `question_audio`, and TriviaQA's `question_id`,
+    `question`, `answer` {value, aliases}. The question is heard, not read; the aliases are in `meta`.
     """
     meta = {"question": row["question"], "aliases": list(row["answer"]["aliases"])}
     messages = [message("user", AUDIO), message("assistant", row["answer"]["value"])]
-    return conversation(row["question_id"], messages, audios=[first(row, "question_audio", "audio")], meta=meta)
+    return conversation(row["question_id"], messages, audios=[row["question_audio"]], meta=meta)
 
 
 @adapter
@@ -236,7 +236,7 @@ def xlam(row: dict) -> dict:
 
     The Python types of the parameters ("str, optional", "List[int]") become JSON schema.
     """
-    tools = [function_tool(tool | {"parameters": json_schema(tool["parameters"])}) for tool in as_json(row["tools"])]
+    tools = [tool | {"parameters": json_schema(tool["parameters"])} for tool in as_json(row["tools"])]
     calls = [function_call(answer["name"], answer["arguments"]) for answer in as_json(row["answers"])]
     messages = [message("user", row["query"]), message("assistant", calls=calls)]
     return conversation(row["id"], messages, tools=tools)
@@ -285,7 +285,7 @@ def glaive_system(text: str) -> tuple[str, list[dict]]:
     tools, rest = [], text[start:].strip()
     while rest:
         function, end = json.JSONDecoder().raw_decode(rest)
-        tools.append(function_tool(function))
+        tools.append(function)
         rest = rest[end:].strip()
     return text[:start].strip(" \n-"), tools
 
@@ -303,14 +303,18 @@ def glaive_call(text: str) -> dict:
 # ------------------------------------------------------------------------------------------------ what they share
 
 
-def conversation(id, messages: list[dict], images=(), audios=(), tools=None, meta=None) -> dict:
-    """A conversation row with all its columns. Raises ValueError if nobody answers, or media are not those shown."""
+def conversation(id, messages: list[dict], images=(), audios=(), tools=(), meta=None) -> dict:
+    """A conversation row with all its columns; `tools` are functions {name, description, parameters: JSON schema}.
+
+    Raises ValueError where nobody answers, or media and the parts that show them differ in number.
+    """
     if not any(turn["role"] == "assistant" and (turn["content"] or turn["tool_calls"]) for turn in messages):
         raise ValueError("the assistant says nothing, so there is nothing to train on")
+    tools = [{"type": "function", "function": function} for function in tools]
     row = {"id": str(id), "messages": messages, "tools": to_json(tools or None), "meta": to_json(meta or {})}
     row |= {"images": [medium(image) for image in images], "audios": [medium(audio) for audio in audios], "videos": []}
     row |= {"source": None, "license": None}
-    pass
+    check_row(row)
     return row
 
 
@@ -332,10 +336,6 @@ def pick(requests: Sequence[str], key) -> str:
     return requests[zlib.crc32(str(key).encode()) % len(requests)]
 
 
-def function_tool(function: dict) -> dict:
-    return {"type": "function", "function": function}
-
-
 def function_call(name: str, arguments: dict) -> dict:
     if not isinstance(arguments, dict):
         raise ValueError(f"the arguments of {name!r} are {arguments!r}; expected an object")
@@ -343,7 +343,7 @@ def function_call(name: str, arguments: dict) -> dict:
 
 
 def medium(value: bytes | str | dict) -> dict:
-    """A row's column of a medium, from a file's content, its path or URL, or such a column."""
+    """{"bytes", "path"} of a file's content, of its path or URL, or of such a dict."""
     if isinstance(value, dict):
         return {"bytes": value["bytes"], "path": value["path"]}
     if not isinstance(value, bytes | str):
@@ -375,5 +375,10 @@ def to_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-READERS = (cauldron, obelics, laion_coco, rendered_text, spoken_trivia, librispeech, llava, wizardlm, any_instruct)
-ADAPTERS = {read.__name__: read for read in (*READERS, xlam, glaive)} | {"idl": documents, "pdfa": documents}
+ADAPTERS = {"idl": documents, "pdfa": documents} | {
+    read.__name__: read
+    for read in (
+        *(cauldron, obelics, laion_coco, rendered_text, spoken_trivia, librispeech),
+        *(llava, wizardlm, any_instruct, xlam, glaive),
+    )
+}
