@@ -461,7 +461,7 @@ def test_bad_rows_are_named_counted_and_left_out_up_to_the_limit(tmp_path, media
     lines[5] = json.dumps({"id": "5", "text": "?"})
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     options = "--input", tmp_path / "a.jsonl", "--media-root", media_root
-    with pytest.raises(ValueError, match="4 bad rows, but max_bad_rows is 3; the last: row 5: .*not a row of llava"):
+    with pytest.raises(ValueError, match="bad rows: 4, but max_bad_rows is 3; the last: row 5: .*not a row of llava"):
         convert(monkeypatch, tmp_path / "out", "llava", *options, "--max-bad-rows", 3)
     assert not (tmp_path / "out" / "manifest.json").exists()
     rows = convert(monkeypatch, tmp_path / "out", "llava", *options, "--max-bad-rows", 4)
@@ -499,7 +499,7 @@ def test_rows_of_most_turns_come_first_and_ties_stay_in_order(tmp_path, monkeypa
     order = "--input", tmp_path / "a.json", "--order", "multi-turn-first"
     found = convert(monkeypatch, tmp_path / "out", "glaive", *order, "--rows", 5)
     assert [row["id"] for row in found] == ["1", "3", "2", "6", "0"]
-    with pytest.raises(ValueError, match="1 bad rows"):
+    with pytest.raises(ValueError, match="bad rows: 1"):
         convert(monkeypatch, tmp_path / "all", "glaive", *order)
 
 

@@ -259,7 +259,7 @@ def test_bad_rows_are_named_counted_once_and_skipped_up_to_the_limit(tmp_path, p
     assert sum(len(mixed.batch(number)) for number in range(4)) == 12  # two epochs of the six good ones
     named = {entry["row"].rpartition(".")[2]: entry["cause"] for entry in map(json.loads, (tmp_path / "bad_rows.jsonl").open())}
     assert set(named) == {"2", "5"} and "cannot identify image" in named["2"] and "do not show 1 image" in named["5"]
-    with pytest.raises(ValueError, match=r"2 bad rows, but max_bad_rows is 1; the last: .*d.parquet#0\."):
+    with pytest.raises(ValueError, match=r"bad rows: 2, but max_bad_rows is 1; the last: .*d.parquet#0\."):
         for number in range(2):
             mixture(data, tmp_path, features=features, bad=1).batch(number)
 

@@ -207,7 +207,7 @@ def test_bad_rows_are_reported(train, tmp_path):
     rows[1]["images"][0]["bytes"] = b"no picture"
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), tmp_path / "d.parquet")
     data = {"d": {"path": str(tmp_path / "d.parquet"), "weight": 1}}
-    with pytest.raises(ValueError, match="1 bad rows, but max_bad_rows is 0"):
+    with pytest.raises(ValueError, match="bad rows: 1, but max_bad_rows is 0"):
         train(data=data)
     run = train(data=data, max_bad_rows=1)
     assert "Rows that could not be read: 1." in (run / "README.md").read_text()

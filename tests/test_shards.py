@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,12 +12,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from training import shards
-from training.synthesis import samples
+from training.synthesis import rendered_text, samples
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITTEN = {"source": "test", "license": "apache-2.0", "seed": 3, "options": {"skills": ["sign", "sentence"]}}
@@ -69,6 +69,43 @@ def test_processes_do_not_change_a_byte(tmp_path):
     assert len(contents(tmp_path / "1")) == 6
 
 
+@pytest.mark.slow
+def test_ray_does_not_change_a_byte(tmp_path, monkeypatch):
+    """A local Ray of two workers; what it starts ends with the test."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray = pytest.importorskip("ray")
+    options = WRITTEN | SMALL | {"rows_per_shard": 5}
+    draw_row = functools.partial(rendered_text.draw, 3, "train", None)
+    try:
+        shards.write_shards(draw_row, 18, tmp_path / "ray", **options | {"processes": 2, "engine": "ray"})
+        assert ray.cluster_resources()["CPU"] == 2
+    finally:
+        ray.shutdown()
+    shards.write_shards(draw_row, 18, tmp_path / "one", **options)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_a_script_runs_on_ray(tmp_path, monkeypatch):
+    """Its functions are those of `__main__` then, which no worker knows."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    pytest.importorskip("ray")
+    script = [sys.executable, "-m", "training.synthesis.rendered_text", "--rows", "4", "--rows-per-shard", "2"]
+    for engine in shards.ENGINES:
+        options = ["--engine", engine, "--output", str(tmp_path / engine), "--processes", "2"]
+        subprocess.run([*script, *options], cwd=ROOT, check=True)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "processes")
+
+
+def test_ray_is_asked_for_by_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    with pytest.raises(ImportError, match="needs Ray: pip install ray"):
+        shards.write_shards(plain, 4, tmp_path / "ray", **WRITTEN | SMALL | {"engine": "ray"})
+    with pytest.raises(ValueError, match="unknown engine 'spark'; known: processes, ray"):
+        shards.write_shards(plain, 4, tmp_path / "spark", **WRITTEN | SMALL | {"engine": "spark"})
+    assert not (tmp_path / "spark").exists()
+
+
 def test_manifest_says_what_is_there(tmp_path):
     manifest = shards.write_shards(functools.partial(draw, 3), 18, tmp_path, labels=("skill", "noisy"), **WRITTEN | SMALL)
     assert manifest == json.loads((tmp_path / "manifest.json").read_text())
@@ -91,8 +128,9 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     assert list(shards.read_rows(tmp_path)) == expected
     rows = shards.Rows([tmp_path / "shard-00001.parquet", tmp_path / "shard-00000.parquet"])
     assert [rows[i]["id"] for i in range(len(rows))] == [row["id"] for row in expected[4:7] + expected[:4]]
-    with pytest.raises(IndexError):
-        rows[7]
+    for index in (7, -1):
+        with pytest.raises(IndexError, match="the shards hold 7"):
+            rows[index]
     with pytest.raises(FileNotFoundError, match="nowhere"):
         list(shards.read_rows(tmp_path / "nowhere"))
 
@@ -115,27 +153,18 @@ if __name__ == "__main__":
     while not first.exists():
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.01)
-    helpers = children(process.pid)
+    helpers = psutil.Process(process.pid).children(recursive=True)
+    assert len(helpers) >= 2
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
-    while any(map(is_alive, helpers)):  # a test that hangs here says that they do
-        time.sleep(0.01)
+    assert psutil.wait_procs(helpers, timeout=60)[1] == []
     whole = {path.name: path.stat().st_mtime_ns for path in first.parent.glob("*.parquet")}
     assert 1 <= len(whole) < 6 and not (first.parent / "manifest.json").exists()
     shards.write_shards(plain, 24, tmp_path / "killed", **WRITTEN | SMALL)
     shards.write_shards(plain, 24, tmp_path / "calm", **WRITTEN | SMALL)
     assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
     assert {name: (first.parent / name).stat().st_mtime_ns for name in whole} == whole
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_alive(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and not re.search(r"State:\s+[ZX]", status.read_text())
 
 
 def test_other_arguments_are_refused(tmp_path):

@@ -64,7 +64,7 @@ class BadRows:
                 file.write(json.dumps({"row": name, "cause": cause[:500]}) + "\n")
         if (count := len(self.names())) > self.limit:
             raise ValueError(
-                f"{count} bad rows, but max_bad_rows is {self.limit}; the last: {name}: {cause}; all of them: {self.path}"
+                f"bad rows: {count}, but max_bad_rows is {self.limit}; the last: {name}: {cause}; all of them: {self.path}"
             ) from error
 
 
