@@ -237,6 +237,7 @@ def test_parquet_is_read_from_whatever_fsspec_reads(tmp_path):
         ({"path": "{tmp}/foreign.parquet", "weight": 1}, "has the columns caption, which are no conversations"),
         ({"path": "{tmp}/foreign.parquet", "weight": 1, "adapter": "nobody"}, "unknown adapter 'nobody'"),
         ({"path": "{tmp}/empty.parquet", "weight": 1}, "hold no rows"),
+        ({"path": "{tmp}/begun", "weight": 1}, "begun is not finished; run the command that writes it again"),
     ],
 )
 def test_what_is_wrong_with_a_source_is_said_before_training(source, message, tmp_path):
@@ -244,6 +245,8 @@ def test_what_is_wrong_with_a_source_is_said_before_training(source, message, tm
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "foreign.parquet")
     write_texts(tmp_path / "empty.parquet", [])
+    write_texts(tmp_path / "begun" / "shard-00000.parquet", ["a"])
+    (tmp_path / "begun" / "unfinished.json").touch()
     with pytest.raises(ValueError, match=message):
         mixture({"it": source | ({"path": source["path"].format(tmp=tmp_path)})}, tmp_path)
 

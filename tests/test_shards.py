@@ -69,10 +69,16 @@ def test_processes_do_not_change_a_byte(tmp_path):
     assert len(contents(tmp_path / "1")) == 6
 
 
+def quiet_ray(monkeypatch) -> None:
+    """No reports to Ray's makers, no token in the home folder."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+
 @pytest.mark.slow
 def test_ray_does_not_change_a_byte(tmp_path, monkeypatch):
     """A local Ray of two workers; what it starts ends with the test."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    quiet_ray(monkeypatch)
     ray = pytest.importorskip("ray")
     options = WRITTEN | SMALL | {"rows_per_shard": 5}
     draw_row = functools.partial(rendered_text.draw, 3, "train", None)
@@ -88,7 +94,7 @@ def test_ray_does_not_change_a_byte(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_script_runs_on_ray(tmp_path, monkeypatch):
     """Its functions are those of `__main__` then, which no worker knows."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    quiet_ray(monkeypatch)
     pytest.importorskip("ray")
     script = [sys.executable, "-m", "training.synthesis.rendered_text", "--rows", "4", "--rows-per-shard", "2"]
     for engine in shards.ENGINES:

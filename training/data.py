@@ -32,6 +32,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from training import shards
 from training.adapters import ADAPTERS
 from training.synthesis import dense, samples
 from training.synthesis.pictures import CROP
@@ -165,6 +166,9 @@ def row_groups(path: str, adapter: str | None) -> list[tuple[str, int, int]]:
     files = sorted(filesystem.glob(f"{plain.rstrip('/')}/*.parquet" if filesystem.isdir(plain) else plain))
     if not files:
         raise ValueError(f"no Parquet file at {path!r}; give a folder, a file or a glob that exists")
+    for folder in {file.rpartition("/")[0] for file in files}:
+        if filesystem.exists(f"{folder}/{shards.UNFINISHED}"):
+            raise ValueError(f"{folder} is not finished; run the command that writes it again, it goes on where it stopped")
     found = []
     for file in map(filesystem.unstrip_protocol, files):
         metadata = footer(file)

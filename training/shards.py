@@ -6,14 +6,17 @@ bytes on one core, on many, or as Ray tasks, and a run that was killed goes on w
 """
 
 import argparse
+import bisect
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import io
 import json
 import multiprocessing
 import os
 import platform
+import sys
 import threading
 import time
 from collections import Counter
@@ -183,7 +186,7 @@ def write_shards(
         return json.loads((output / MANIFEST).read_text())
     starts = range(0, count, rows_per_shard)
     there = sum((output / shard_name(number)).exists() for number in range(len(starts)))
-    processes = min(processes or len(os.sched_getaffinity(0)), len(starts))
+    processes = min(processes or os.cpu_count(), len(starts))
     write = functools.partial(write_shard, draw, count, str(output), rows_per_shard, row_group, tuple(labels))
     run = run_ray if engine == "ray" else run_processes
     shards, began = [], time.perf_counter()
@@ -199,7 +202,7 @@ def write_shards(
 def claim(output: Path, arguments: dict) -> bool:
     """Makes the folder that of these arguments; True if it has all their shards. ValueError if it is another's."""
     names = [name for name in (MANIFEST, UNFINISHED) if (output / name).exists()]
-    if not names and output.exists() and any(output.iterdir()):
+    if not names and output.exists() and any(path.suffix != ".part" for path in output.iterdir()):
         raise ValueError(f"{output} holds files that are not of this script; remove them, or name another folder")
     if not names:
         output.mkdir(parents=True, exist_ok=True)
@@ -335,13 +338,18 @@ def run_ray(write: Callable[[int], dict], numbers: Iterable[int], processes: int
     if not ray.is_initialized():
         local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": processes}
         ray.init(**local, runtime_env={"py_modules": [str(Path(__file__).parent)]}, log_to_driver=False)
-    task = ray.remote(write_shard_task)
-    write = ray.put(write)
+    task = ray.remote(lambda write, number: write(number))
+    write = ray.put(functools.partial(write.func, importable(write.args[0]), *write.args[1:]))
     yield from map(ray.get, [task.remote(write, number) for number in numbers])
 
 
-def write_shard_task(write: Callable[[int], dict], number: int) -> dict:
-    return write(number)
+def importable(draw: Callable) -> Callable:
+    """`draw` of a script that was started with `python -m`, as other machines know it: not as one of `__main__`."""
+    script = sys.modules["__main__"].__spec__
+    if script is None or not isinstance(draw, functools.partial) or draw.func.__module__ != "__main__":
+        return draw
+    function = getattr(importlib.import_module(script.name), draw.func.__name__)
+    return functools.partial(function, *draw.args, **draw.keywords)
 
 
 # ------------------------------------------------------------------------------------------------ the scripts' options
@@ -373,22 +381,21 @@ class Rows(Sequence):
     """
 
     def __init__(self, paths: str | Path | Iterable[str | Path]):
-        self.groups = [
-            (file, group, metadata.row_group(group).num_rows)
-            for file in shard_files(paths)
-            for metadata in [pq.read_metadata(file)]
-            for group in range(metadata.num_row_groups)
-        ]
+        self.groups, self.ends = [], []  # (file, row group), and the number of rows up to the end of each
+        for file in shard_files(paths):
+            metadata = pq.read_metadata(file)
+            for group in range(metadata.num_row_groups):
+                self.groups.append((file, group))
+                self.ends.append(len(self) + metadata.row_group(group).num_rows)
 
     def __len__(self) -> int:
-        return sum(rows for _, _, rows in self.groups)
+        return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, index: int) -> dict:
-        for file, group, rows in self.groups:
-            if index < rows:
-                return read_group(file, group)[index]
-            index -= rows
-        raise IndexError(f"the shards hold {len(self)} rows")
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no row {index}: the shards hold {len(self)}")
+        number = bisect.bisect_right(self.ends, index)
+        return read_group(*self.groups[number])[index - self.ends[number]]
 
 
 @functools.lru_cache(maxsize=1)
@@ -409,5 +416,5 @@ def shard_files(paths: str | Path | Iterable[str | Path]) -> list[str]:
 
 def read_rows(paths: str | Path | Iterable[str | Path]) -> Iterator[dict]:
     """Every row of the shards as a dict of SCHEMA's columns, media as {"bytes", "path"}."""
-    for file, group, _ in Rows(paths).groups:
+    for file, group in Rows(paths).groups:
         yield from read_group(file, group)
