@@ -459,8 +459,10 @@ class EagleModel(EaglePreTrainedModel):
         if config.vision_config.model_type == "timm_wrapper":
             width = self.vision_tower.timm_model.num_features
             side = self.vision_tower.timm_model.patch_embed.grid_size[0]
+            self.crop_size = self.vision_tower.timm_model.patch_embed.img_size[0]
         else:
             width, side = config.vision_config.hidden_size, config.patches_per_side
+            self.crop_size = config.vision_config.image_size
         if config.image_projector_type == "resampler":
             self.multi_modal_projector = EagleResampler(config, width, side)
         else:
@@ -565,6 +567,35 @@ class EagleModel(EaglePreTrainedModel):
             "a request holds pictures but neither text nor sound: add a question, in writing or spoken",
         )
 
+    def others_wait_in(self, *modules: str) -> bool:
+        """Whether other processes of a training wait until this one has been through `modules`: for its gradients (DDP), or
+        for its part of the parameters (FSDP2 makes DTensors of them, ZeRO-3 gives them a `ds_id`)."""
+        distributed = torch.distributed
+        if not (self.training and distributed.is_available() and distributed.is_initialized()):
+            return False
+        if distributed.get_world_size() == 1:
+            return False
+        from torch.distributed.tensor import DTensor  # a torch built without torch.distributed lacks it
+
+        parameters = [p for name in modules if hasattr(self, name) for p in getattr(self, name).parameters()]
+        return any(p.requires_grad or isinstance(p, DTensor) or hasattr(p, "ds_id") for p in parameters)
+
+    def blank_image(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """0 times the tokens of a blank crop: takes this process through vision tower and projector, and changes nothing."""
+        crop = inputs_embeds.new_zeros(1, 3, self.crop_size, self.crop_size)
+        features = self.get_image_features(crop, return_dict=True).pooler_output
+        return (0 * features).sum().to(inputs_embeds)
+
+    def blank_audio(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """The same with a silent window, whose transcript in decoder mode is the end token alone."""
+        audio, transcript = self.config.audio_config, (None, None)
+        window = inputs_embeds.new_zeros(1, audio.num_mel_bins, 2 * audio.max_source_positions)
+        if self.audio_tower.decoder is not None:
+            ids = torch.full((1, 1), audio.eos_token_id, device=inputs_embeds.device)
+            transcript = ids, torch.ones_like(ids)
+        features = self.get_audio_features(window, None, *transcript, return_dict=True).pooler_output
+        return (0 * features).sum().to(inputs_embeds)
+
     @can_return_tuple
     def forward(
         self,
@@ -613,6 +644,8 @@ class EagleModel(EaglePreTrainedModel):
 
         if pixel_values is not None:
             image_hidden_states = self.get_image_features(pixel_values, return_dict=True).pooler_output.flatten(0, 1)
+        elif self.others_wait_in("vision_tower", "multi_modal_projector"):
+            inputs_embeds = inputs_embeds + self.blank_image(inputs_embeds)
         if input_features is not None:
             if self.config.audio_token_source == "decoder" and audio_transcript_ids is None:
                 raise ValueError(
@@ -622,6 +655,8 @@ class EagleModel(EaglePreTrainedModel):
             audio_hidden_states = self.get_audio_features(
                 input_features, input_features_mask, audio_transcript_ids, audio_transcript_mask, return_dict=True
             ).pooler_output
+        elif self.others_wait_in("audio_tower", "audio_projector"):
+            inputs_embeds = inputs_embeds + self.blank_audio(inputs_embeds)
         is_prefill = past_key_values is None or (inputs_embeds.shape[1] > 1 and past_key_values.get_seq_length() == 0)
         if input_ids is not None and is_prefill:
             self.check_request(input_ids, attention_mask, image_hidden_states, audio_hidden_states)

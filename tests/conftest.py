@@ -116,16 +116,15 @@ def tiny_model(tiny_config):
     return make
 
 
-@pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory):
-    """The folder of a complete checkpoint that trains in a second a step: eagle-tiny with one narrow layer a part."""
+def write_small_checkpoint(folder, **text_config):
+    """A complete checkpoint that trains in a second a step: eagle-tiny with one narrow layer a part."""
     import torch
     from transformers import AutoProcessor
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    folder = tmp_path_factory.mktemp("small")
     settings = json.loads((ROOT / "configs" / "eagle-tiny.json").read_text())
     settings["text_config"] |= {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings["text_config"] |= text_config
     settings["vision_config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     settings["audio_config"] |= {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
     model_class = get_class_from_dynamic_module("modeling_eagle.EagleForConditionalGeneration", str(ROOT))
@@ -133,3 +132,15 @@ def small_checkpoint(tmp_path_factory):
     model_class(model_class.config_class(**settings)).to(torch.bfloat16).save_pretrained(folder)
     AutoProcessor.from_pretrained(ROOT, trust_remote_code=True).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory):
+    """The folder of a small checkpoint whose head is tied to its embeddings, as eagle-tiny's is."""
+    return write_small_checkpoint(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def small_untied_checkpoint(tmp_path_factory):
+    """The folder of a small checkpoint with a head of its own, as the full-size model has."""
+    return write_small_checkpoint(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)

@@ -15,7 +15,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from training.collator import EagleCollator, with_media
 from training.data import BadRows, Mixture
-from training.encode import encode, encode_skill
+from training.encode import encode, encode_source
 from training.shards import SCHEMA, encode_row
 from training.synthesis import dense, pictures, samples
 
@@ -329,11 +329,11 @@ def test_encoded_rows_give_the_loss_of_the_rows_themselves(skill, processor):
 def test_encoding_goes_on_where_it_stopped(small_checkpoint, tmp_path):
     model = AutoModelForMultimodalLM.from_pretrained(small_checkpoint, trust_remote_code=True, dtype=torch.float32)
     collator = EagleCollator(AutoProcessor.from_pretrained(small_checkpoint, trust_remote_code=True))
-    encode_skill(model, collator, "fact", 3, 0, tmp_path / "whole")
-    encode_skill(model, collator, "fact", 2, 0, tmp_path / "parts")
+    encode_source(model, collator, "world:fact", 3, 0, tmp_path / "whole")
+    encode_source(model, collator, "world:fact", 2, 0, tmp_path / "parts")
     (tmp_path / "parts" / "shard-00002.part").write_bytes(b"half")
     second = (tmp_path / "parts" / "shard-00001.parquet").stat()
-    encode_skill(model, collator, "fact", 3, 0, tmp_path / "parts")
+    encode_source(model, collator, "world:fact", 3, 0, tmp_path / "parts")
     assert (tmp_path / "parts" / "shard-00001.parquet").stat() == second
     assert not list((tmp_path / "parts").glob("*.part"))
     whole, parts = (pq.read_table(tmp_path / name).to_pylist() for name in ("whole", "parts"))

@@ -24,7 +24,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from training import sft
 from training.collator import EagleCollator
-from training.encode import encode_skill
+from training.encode import encode_source
 from training.merge import merge
 from training.shards import SCHEMA, encode_row
 from training.synthesis import samples
@@ -100,6 +100,18 @@ def test_the_named_modules_train_at_their_rates_and_nothing_else(muon, train, sm
     assert loaded.dtype == torch.bfloat16 and AutoProcessor.from_pretrained(run, trust_remote_code=True)
 
 
+def test_all_that_trains_gets_a_gradient(small_checkpoint):
+    model = AutoModelForMultimodalLM.from_pretrained(small_checkpoint, trust_remote_code=True, dtype=torch.float32)
+    parts = ("vision_tower", "audio_tower", "multi_modal_projector", "audio_projector", "language_model")
+    sft.freeze(model, dict.fromkeys(parts, 0.1))
+    collator = EagleCollator(AutoProcessor.from_pretrained(small_checkpoint, trust_remote_code=True))
+    row = next(r for r in (samples.make("spoken_picture", "train", i) for i in range(9)) if len(r["images"]) == 1)
+    model(**collator([row])).loss.backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
+    assert {name.split(".")[1] for name in trained} == set(parts)
+
+
 def test_decay_leaves_norms_and_embeddings_alone(train):
     run = train(rates={"language_model": 0.001}, weight_decay=0.5, max_steps=2)
     groups = torch.load(run / "checkpoint-2" / "optimizer.pt", weights_only=True)["param_groups"]
@@ -120,6 +132,7 @@ def test_the_loss_hears_the_sound_and_sees_the_picture(train):
     "fields, message",
     [
         ({"rates": {"vision_towel": 0.1}}, "trains 'vision_towel', but the model has vision_tower, multi_modal_projector"),
+        ({"rates": {"lm_head": 0.1}}, "lm_head is tied to language_model.embed_tokens"),
         ({"max_steps": -1}, "max_steps is -1; a mixture has no end"),
         ({"quantization": "int3"}, "unknown quantization 'int3'"),
         ({"lora": {"rank": 8}}, r"`lora` has the fields \['rank'\]; it takes r, alpha and dropout"),
@@ -239,7 +252,7 @@ def test_lora_saves_reloads_and_merges(train, small_checkpoint, tmp_path):
 def test_encoded_rows_train_the_language_model_alone(train, small_checkpoint, tmp_path):
     model = AutoModelForMultimodalLM.from_pretrained(small_checkpoint, trust_remote_code=True, dtype=torch.float32)
     collator = EagleCollator(AutoProcessor.from_pretrained(small_checkpoint, trust_remote_code=True))
-    encode_skill(model, collator, "sentence", 1, 0, tmp_path / "encoded")
+    encode_source(model, collator, "world:sentence", 1, 0, tmp_path / "encoded")
     data = {"sentence": {"path": str(tmp_path / "encoded"), "weight": 1}}
     run = train(data=data, rates={"language_model": 0.01}, max_steps=2)
     assert {name.split(".")[0] for name in changed_modules(weights(small_checkpoint), weights(run))} == {"language_model"}

@@ -1,8 +1,8 @@
-"""Draws rows of skills and encodes their media once, for stages in which towers and projectors stand still.
+"""Reads rows of sources and encodes their media once, for stages in which towers and projectors stand still.
 
-    python -m training.encode --model runs/start --skills sign code --rows 4000 --seed 1 --output runs/encoded/reading
+    python -m training.encode --model runs/start --paths world:sign data/tiny/speech --rows 4000 --seed 1 --output runs/encoded
 
-OUTPUT/<skill>/ holds Parquet shards, one row a sample: `input_ids` and `labels` (tokens,), `image_tokens` and
+Sources are those of a recipe (training/data.py). OUTPUT/<last part of the path>/ holds Parquet shards, one row a sample: `input_ids` and `labels` (tokens,), `image_tokens` and
 `audio_tokens` (n, D) as bytes of bfloat16. A shard appears when it is complete; a killed run goes on with the next.
 """
 
@@ -60,13 +60,13 @@ def to_bytes(tokens: torch.Tensor) -> bytes:
     return tokens.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def encode_skill(model, collator: EagleCollator, skill: str, shards: int, seed: int, output: Path) -> None:
-    """Writes the shards of the skill that are not there yet."""
+def encode_source(model, collator: EagleCollator, path: str, shards: int, seed: int, output: Path) -> None:
+    """Writes the shards of the source that are not there yet."""
     output.mkdir(parents=True, exist_ok=True)
-    data = {skill: {"path": f"world:{skill}", "weight": 1}}
+    data = {path: {"path": path, "weight": 1}}
     bad_rows = BadRows(output / "bad_rows.jsonl", 0)
     mixture = Mixture(data, shards * SHARD_BATCHES, BATCH, seed, collator.features, bad_rows)
-    for shard in tqdm(range(shards), desc=skill, unit="shard"):
+    for shard in tqdm(range(shards), desc=path, unit="shard"):
         file = output / f"shard-{shard:05d}.parquet"
         if file.exists():
             continue
@@ -80,8 +80,8 @@ def encode_skill(model, collator: EagleCollator, skill: str, shards: int, seed: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="checkpoint whose towers and projectors encode")
-    parser.add_argument("--skills", nargs="+", choices=samples.SKILLS, default=list(samples.SKILLS))
-    parser.add_argument("--rows", type=int, required=True, help="rows of each skill, rounded up to shards of 64")
+    parser.add_argument("--paths", nargs="+", default=[f"world:{skill}" for skill in samples.SKILLS], help="(default: all skills)")
+    parser.add_argument("--rows", type=int, required=True, help="rows of each source, rounded up to shards of 64")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
@@ -90,8 +90,9 @@ def main() -> None:
     if model.device.type == "cpu":
         model.set_attn_implementation(attention.NAME)
     collator = EagleCollator(AutoProcessor.from_pretrained(args.model, trust_remote_code=True))
-    for skill in args.skills:
-        encode_skill(model, collator, skill, -(-args.rows // (BATCH * SHARD_BATCHES)), args.seed, args.output / skill)
+    for path in args.paths:
+        output = args.output / path.rstrip("/").replace(":", "/").rpartition("/")[2]
+        encode_source(model, collator, path, -(-args.rows // (BATCH * SHARD_BATCHES)), args.seed, output)
 
 
 if __name__ == "__main__":

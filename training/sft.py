@@ -23,6 +23,7 @@ from trl import SFTConfig, TrlParser
 from training import attention
 from training.collator import EagleCollator
 from training.data import BadRows, Mixture, ParquetSource
+from training.launch.engine import check_engine
 from training.trainer import EagleTrainer
 
 QUANTIZATIONS = ()  # names of the formats that weights can be trained to be exported in
@@ -118,17 +119,33 @@ def load_model(arguments: EagleArguments, config: EagleSFTConfig) -> torch.nn.Mo
 
 def freeze(model, rates: dict[str, float]) -> None:
     """Leaves only the named modules trainable, in float32; raises ValueError for one that the model does not have."""
-    modules = dict(model.model.named_modules())
+    modules = dict(model.model.named_modules()) | {"lm_head": model.lm_head}
     for name in rates:
         if name not in modules:
             parts = ", ".join(name for name, _ in model.model.named_children())
-            raise ValueError(f"the recipe trains {name!r}, but the model has {parts}, and what is in these")
+            raise ValueError(f"the recipe trains {name!r}, but the model has {parts}, lm_head, and what is in these")
+    if "lm_head" in rates and model.lm_head.weight is model.get_input_embeddings().weight:
+        raise ValueError("lm_head is tied to language_model.embed_tokens; name that one")
     model.requires_grad_(False)
     for name in rates:
         for parameter in modules[name].parameters():
             if parameter.is_floating_point():  # what 4-bit loading packed is not
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(True)
+    for name, parameter in model.model.named_parameters():
+        if name.startswith(idle_parts(model.config)):
+            parameter.requires_grad_(False)
+
+
+def idle_parts(config) -> tuple[str, ...]:
+    """What no gradient reaches, which DDP and FSDP2's optimizer take for an error, and Whisper's positions, which never train."""
+    parts = ["audio_tower.encoder.embed_positions", "vision_tower.post_layernorm", "vision_tower.head"]
+    if config.vision_config is not None:
+        layers = getattr(config.vision_config, "num_hidden_layers", 0)
+        read = config.vision_feature_layer % (layers + 1)  # of the embeddings and each layer's output
+        parts += [f"vision_tower.encoder.layers.{layer}." for layer in range(read, layers)]
+        parts += [] if config.vision_use_cls else ["vision_tower.embeddings.class_embedding"]
+    return tuple(parts)
 
 
 def lora_config(model, arguments: EagleArguments) -> LoraConfig | None:
@@ -175,7 +192,7 @@ def load_data(arguments: EagleArguments, config: EagleSFTConfig) -> tuple[EagleC
 
 def load_trainer(arguments: EagleArguments, config: EagleSFTConfig, collator: EagleCollator, rows: Dataset) -> EagleTrainer:
     model = load_model(arguments, config)
-    return EagleTrainer(
+    trainer = EagleTrainer(
         model,
         config,
         collator,
@@ -186,6 +203,8 @@ def load_trainer(arguments: EagleArguments, config: EagleSFTConfig, collator: Ea
         muon=arguments.muon,
         recipe=vars(arguments),
     )
+    check_engine(trainer.accelerator)
+    return trainer
 
 
 def main() -> None:

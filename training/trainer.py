@@ -32,6 +32,8 @@ class EagleTrainer(SFTTrainer):
     def __init__(self, model, args, data_collator, train_dataset, *, rates: dict[str, float], muon: bool, recipe: dict, **kwargs):
         self.rates, self.muon, self.recipe = rates, muon, recipe
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
+        if muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("muon works on whole matrices, which FSDP and DeepSpeed cut up; leave `muon` out")
         check_machine(self.model, args)
 
     def create_optimizer(self, model=None):
