@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from datasets import Audio, Dataset
 from tqdm import tqdm
 
 from eval.task import TaskError
-from training.synthesis import assistant, pictures, samples, world
+from training.synthesis import assistant, function_calling, pictures, samples, world
 from training.synthesis.make_assets import write_video
 from training.synthesis.pictures import COLOURS, SHAPES
 from training.synthesis.voices import SAMPLING_RATE
@@ -27,6 +28,8 @@ from training.synthesis.voices import SAMPLING_RATE
 BUILD = Path(__file__).parents[1] / "build" / "mini"
 LETTERS = "ABCD"
 ROWS_PER_ITEM = {"audiocaps": 5}  # one a caption
+KNOWN = function_calling.ASSISTANT
+HELD_OUT = function_calling.catalogue(random.Random("held out"), "test", len(KNOWN))  # never defined in training
 POOLS = {  # what the wrong choices of a question are taken from
     "count": [str(number) for number in range(1, 10)],
     "count colour": [str(number) for number in range(10)],
@@ -328,42 +331,63 @@ def function_rows(calls: list[dict], functions: list[dict], trained: list[dict],
     }
 
 
-def functions_named(names: set[str], rng: random.Random, distractors: int) -> list[dict]:
-    """The definitions of these functions and some others, in random order."""
-    right = [definition for definition in assistant.FUNCTIONS if definition["function"]["name"] in names]
-    others = [definition for definition in assistant.FUNCTIONS if definition["function"]["name"] not in names]
-    return rng.sample(right + rng.sample(others, distractors), len(right) + distractors)
+def definitions(functions: list) -> list[dict]:
+    return [function.definition for function in functions]
+
+
+def call_of(message: dict) -> list[dict]:
+    """The calls in a message of the assistant, none in one that says something."""
+    return [call["function"] for call in json.loads(message.get("tool_calls") or "[]")]
 
 
 def fine_tuned(index: int) -> dict[str, Any]:
-    """A request without any definition: the functions were learnt."""
+    """A request without any definition: the functions were learnt. All 40 in turn."""
     rng = random.Random(f"fine_tuned/test/{index}")
-    text, call = assistant.request(rng, "test")
+    text, call = function_calling.request(rng, "test", KNOWN[index % len(KNOWN)])
     return function_rows([call], [], assistant.FUNCTIONS, world.written(text), index, "simple")
 
 
+def held_out_catalogue(task: str, index: int) -> tuple[random.Random, function_calling.Drawn, list[function_calling.Drawn]]:
+    """One of HELD_OUT, all in turn, and the functions that the prompt defines: it and others that no training run defined."""
+    rng, function = random.Random(f"{task}/test/{index}"), HELD_OUT[index % len(HELD_OUT)]
+    return rng, function, function_calling.catalogue(rng, "test", rng.choice(function_calling.SIZES), [function])
+
+
 def in_context(index: int) -> dict[str, Any]:
-    rng = random.Random(f"in_context/test/{index}")
-    text, call = assistant.request(rng, "test")
-    return function_rows([call], functions_named({call["name"]}, rng, 3), [], world.written(text), index, "simple")
+    rng, function, functions = held_out_catalogue("in_context", index)
+    text, call = function_calling.request(rng, "test", function)
+    return function_rows([call], definitions(functions), [], world.written(text), index, "simple")
+
+
+def mixed(index: int) -> dict[str, Any]:
+    """A request for a function in the prompt, or for one that was learnt; the prompt defines the former alone."""
+    rng, function, functions = held_out_catalogue("mixed", index)
+    in_prompt = index // len(HELD_OUT) % 2 == 0
+    text, call = function_calling.request(rng, "test", function if in_prompt else KNOWN[index % len(KNOWN)])
+    category = "in_context" if in_prompt else "fine_tuned"
+    return function_rows([call], definitions(functions), assistant.FUNCTIONS, world.written(text), index, category)
+
+
+def asked(task: str, turn: Callable, index: int) -> dict[str, Any]:
+    """The first request of a held-out turn, about a catalogue, and what is called then."""
+    rng, _, functions = held_out_catalogue(task, index)
+    question, answer = turn(rng, "test", functions)[:2]
+    text = question["content"][0]["text"]
+    return function_rows(call_of(answer), definitions(functions), [], text, index, turn.__name__)
 
 
 def irrelevance(index: int) -> dict[str, Any]:
-    rng = random.Random(f"irrelevance/test/{index}")
-    question, _ = world.fact_question(rng, "test")
-    return function_rows([], functions_named(set(), rng, 3), [], world.written(question), index, "irrelevance")
+    """No function on offer does what is asked, or a value is missing."""
+    return asked("irrelevance", (function_calling.irrelevant, function_calling.missing)[index % 2], index)
 
 
 def parallel(index: int) -> dict[str, Any]:
-    rng = random.Random(f"parallel/test/{index}")
-    asked = [assistant.request(rng, "test") for _ in range(2)]
-    calls, text = [call for _, call in asked], " and ".join(text for text, _ in asked)
-    return function_rows(calls, functions_named({call["name"] for call in calls}, rng, 2), [], world.written(text), index, "parallel")
+    return asked("parallel", function_calling.parallel, index)
 
 
 ROWS = (
     chartqa, textvqa, vqav2, gqa, vizwiz, pope, mme, mmbench_en, mmbench_cn, seedbench, scienceqa, mmlu, mmmu,
-    librispeech, audiocaps, videomme, mvbench, fine_tuned, in_context, irrelevance, parallel,
+    librispeech, audiocaps, videomme, mvbench, fine_tuned, in_context, mixed, irrelevance, parallel,
 )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def test_the_header_is_a_model_cards():
         assert (ROOT / example["src"]).is_file()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "assets/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "assets/README.md", "docs/training.md"])
 def test_files_it_names_exist(page):
     text = (ROOT / page).read_text()
     named = re.findall(r"`([\w./-]+(?:\.(?:py|md|json|jinja|html|png|wav|mp4|txt|toml)|/))`", text)

@@ -97,12 +97,16 @@ def chat_template():
 
 
 def extend(source):
-    """Load a tokenizer and give it the special tokens it lacks, EAGLE's chat template and left padding.
+    """Load a tokenizer, of a folder or by its Hub name, and `add_specials`."""
+    return add_specials(AutoTokenizer.from_pretrained(source))
 
-    `source` is a folder or a Hub name. Tokens take the next free ids in the order of `SPECIAL_TOKENS`: in Phi-3.5
-    (32,064 rows, 32,011 used) the ids from 32,011 on, so the model needs no resizing.
+
+def add_specials(tokenizer):
+    """Give a tokenizer the special tokens it lacks, EAGLE's chat template and left padding; returns it.
+
+    Tokens take the next free ids in the order of `SPECIAL_TOKENS`: in Phi-3.5 (32,064 rows, 32,011 used) the ids from
+    32,011 on, so the model needs no resizing.
     """
-    tokenizer = AutoTokenizer.from_pretrained(source)
     present = tokenizer.get_vocab()
     tokenizer.add_tokens([special_token(text) for text in SPECIAL_TOKENS if text not in present])
     tokenizer.pad_token, tokenizer.eos_token = "<|endoftext|>", "<|end|>"
