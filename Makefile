@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HOME ?= $(CURDIR)/build/huggingface
 export MPLCONFIGDIR ?= $(CURDIR)/build/matplotlib
 
-.PHONY: help setup demo test test-slow test-all conformance lint assets eval skills lmms-eval train-tiny key
+.PHONY: help setup demo test test-slow test-all conformance lint assets eval skills lmms-eval train-tiny full-size key
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -70,6 +70,9 @@ train-tiny: setup ## Train eagle-tiny from nothing into runs/language; a killed 
 	$(RUN) -m training.sft --config training/recipes/instruct/tiny.yaml
 	test -d runs/encoded || $(RUN) -m training.encode --model runs/instruct --rows 2560 --output runs/encoded
 	$(RUN) -m training.sft --config training/recipes/instruct/language.yaml
+
+full-size: setup ## Assemble EAGLE from its published parts (10 GB; HF_HUB_OFFLINE=0, or ARGS="--from ..." or "--random-init")
+	$(RUN) -m training.assemble --preset eagle --output checkpoints/eagle $(ARGS)
 
 key:
 	@echo $(KEY)

@@ -150,7 +150,11 @@ def test_unknown_fields_are_errors_and_the_command_line_overrides(train, tmp_pat
         train(wamup_steps=3)
     with pytest.raises((ValueError, SystemExit)):
         train("--wamup_steps", "3")
-    assert max(losses(train("--max_steps", "2") / "checkpoint-2")) == 2
+    data = {"fact": {"path": "world:fact", "weight": 1}}
+    run = train("--max_steps", "2", "--data", json.dumps(data), "--rates", '{"language_model.norm": 0.1}')
+    assert max(losses(run / "checkpoint-2")) == 2
+    card = yaml.safe_load((run / "README.md").read_text().split("```")[1].removeprefix("yaml"))
+    assert card["data"] == data and card["rates"] == {"language_model.norm": 0.1}
 
 
 # --- kills and faults -----------------------------------------------------------------------------------------------------

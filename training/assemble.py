@@ -262,7 +262,10 @@ def kept_weights(output: Path, earlier: dict[str, Any] | None, facts: dict[str, 
         return {}
     for key, value in facts.items():
         if earlier.get(key) != value:
-            raise ValueError(f"{output} holds a checkpoint with another {key!r}: {UNFINISHED} or {MANIFEST} there; give a new folder")
+            raise ValueError(
+                f"{output} holds a checkpoint with another {key!r} ({UNFINISHED} or {MANIFEST} there); give a new folder, or "
+                "remove that one"
+            )
     files = {output / name: entry for name, entry in earlier["files"].items() if name.endswith(".safetensors")}
     return {file.name: entry for file, entry in files.items() if file.is_file() and describe(file) == entry}
 

@@ -31,7 +31,7 @@ QUANTIZATIONS = ()  # names of the formats that weights can be trained to be exp
 
 @dataclass
 class EagleArguments:
-    """What TRL's SFTConfig does not know. (Mappings in a recipe, JSON on the command line.)
+    """What TRL's SFTConfig does not know. Mappings in a recipe are JSON on the command line, hence typed as strings.
 
     Args:
         model, revision: a checkpoint folder, or a repository of the Hub and its commit.
@@ -49,10 +49,10 @@ class EagleArguments:
     """
 
     model: str
-    data: dict | str
-    rates: dict | str
+    data: str
+    rates: str
     revision: str | None = None
-    lora: dict | str | None = None
+    lora: str | None = None
     load_in_4bit: bool = False
     muon: bool = False
     quantization: str | None = None

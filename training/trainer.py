@@ -95,7 +95,7 @@ class EagleTrainer(SFTTrainer):
         shutil.rmtree(output / STAGING, ignore_errors=True)
         state = {name: w.bfloat16() if w.is_floating_point() else w for name, w in state.items()}
         model = self.accelerator.unwrap_model(self.model).bfloat16()
-        model.save_pretrained(output / STAGING, state_dict=state)
+        model.save_pretrained(output / STAGING, state_dict=state, max_shard_size="4GB")
         self.processing_class.save_pretrained(output / STAGING)
         for file in sorted((output / STAGING).iterdir(), key=lambda file: file.suffix == ".safetensors"):
             replace_folder(file, output / file.name)
