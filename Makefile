@@ -61,15 +61,31 @@ lmms-eval: setup ## Install lmms-eval into build/lmms-eval, for cross-checks
 	test -d build/lmms-eval || $(RUN) -m pip install --disable-pip-version-check -q --no-deps --target build/lmms-eval.part -r requirements-lmms-eval.txt
 	test -d build/lmms-eval || (touch build/lmms-eval.part/$(LMMS_EVAL_KEY) && mv build/lmms-eval.part build/lmms-eval)
 
-train-tiny: setup ## Train eagle-tiny from nothing into runs/language; a killed run goes on where it stood
-	$(RUN) -m training.towers --config training/recipes/towers/patches.yaml
-	$(RUN) -m training.towers --config training/recipes/towers/vision.yaml
-	$(RUN) -m training.towers --config training/recipes/towers/audio.yaml
+# Towers first, each on its own core; then the stages of the paper, in two processes.
+SFT = OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node 2 -m training.sft --config training/recipes
+TOWERS = OMP_NUM_THREADS=1 $(RUN) -m training.towers --config training/recipes/towers
+SYNTHESIS = $(RUN) -m training.synthesis
+ENCODE = OMP_NUM_THREADS=1 $(RUN) -m training.encode --model runs/pretrain --output runs/encoded
+
+train-tiny: setup ## Train eagle-tiny from nothing into runs/function-calling (8 hours); a killed run goes on where it stood
+	$(TOWERS)/audio.yaml & \
+	$(TOWERS)/patches.yaml && $(TOWERS)/vision.yaml && \
+	$(TOWERS)/vision.yaml --steps 8000 --easiest 0.8 --decay_fraction 0.4 --learning_rate 0.0008 && wait %1
 	$(RUN) -m training.assemble --preset eagle-tiny --weights runs/towers-vision runs/towers-audio --output runs/start
-	$(RUN) -m training.sft --config training/recipes/pretrain/tiny.yaml
-	$(RUN) -m training.sft --config training/recipes/instruct/tiny.yaml
-	test -d runs/encoded || $(RUN) -m training.encode --model runs/instruct --rows 2560 --output runs/encoded
-	$(RUN) -m training.sft --config training/recipes/instruct/language.yaml
+	$(SFT)/language/tiny.yaml
+	$(SFT)/align/tiny.yaml
+	$(SFT)/pretrain/tiny.yaml
+	$(SYNTHESIS).expressive_speech --rows 4096 --output data/tiny/speech
+	$(SYNTHESIS).documents --rows 1024 --output data/tiny/documents
+	$(SYNTHESIS).interleaved --rows 512 --output data/tiny/interleaved
+	$(ENCODE) --rows 3840 --paths world:sign world:chart world:scene & \
+	$(ENCODE) --rows 2560 --paths world:code world:sentence world:clip world:spoken_picture world:spoken_fact && \
+	$(ENCODE) --rows 640 --paths world:page world:dictation world:bars && \
+	$(ENCODE) --rows 1280 --paths world:multimodal_request data/tiny/documents && \
+	$(ENCODE) --rows 4096 --paths data/tiny/speech && $(ENCODE) --rows 512 --paths data/tiny/interleaved && wait %1
+	$(SFT)/instruct/tiny.yaml
+	$(SFT)/chat/tiny.yaml
+	$(SFT)/function-calling/tiny.yaml
 
 full-size: setup ## Assemble EAGLE from its published parts (10 GB; HF_HUB_OFFLINE=0, or ARGS="--from ..." or "--random-init")
 	$(RUN) -m training.assemble --preset eagle --output checkpoints/eagle $(ARGS)

@@ -17,6 +17,7 @@ from training.synthesis import samples
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*/*.yaml"))
 STAGES = [path for path in RECIPES if path.parent.name != "towers"]
+OF_THE_HUB = ("language",)  # what the full-size model has learnt before
 
 
 def names(paths):
@@ -66,5 +67,5 @@ def test_a_recipe_says_what_it_is(path):
 
 
 def test_every_stage_has_a_tiny_and_a_full_recipe():
-    for stage in {path.parent for path in STAGES}:
-        assert {path.stem for path in stage.glob("*.yaml")} >= {"tiny", "full"}, stage.name
+    for stage in {path.parent for path in STAGES if path.parent.name not in OF_THE_HUB}:
+        assert {path.stem for path in stage.glob("*.yaml")} == {"tiny", "full"}, stage.name

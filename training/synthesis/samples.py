@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageDraw
 
-from training.synthesis import assistant, pictures, world
+from training.synthesis import assistant, function_calling, pictures, world
 from training.synthesis.pictures import CHART_LEVELS, COLOURS, SHAPES, Item, Picture
 from training.synthesis.voices import SAMPLING_RATE, add_noise, say_varied
 
@@ -26,6 +26,7 @@ CODE_QUESTIONS = ("what is the code", "read the code", "tell me the code on the 
 VALUE_QUESTIONS = ("what is the value of {}", "tell me the value of {}", "how much is {}", "what value has {}")
 TRANSCRIBE = ("Write down what you hear.", "What is said?", "Transcribe the speech.")
 LONGEST_DICTATION = 29  # seconds; one window of the audio tower holds 30
+ECHO = "say again:"
 COUNT_ALL = "how many shapes are there"
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 
@@ -278,6 +279,16 @@ def fact(rng: random.Random, split: str, spoken: bool = False) -> dict:
     return more_turns(rng, sample, [(question, said(answer)) for question, answer in others])
 
 
+def echo(rng: random.Random, split: str) -> dict:
+    """Words in writing, said again word for word, 4 times in a row: looking up what stands in the conversation.
+
+    Training only.
+    """
+    texts = [" ".join(rng.choices(world.WORDS, k=rng.randint(4, 24))) for _ in range(4)]
+    sample = row(rng, [("text", f"{ECHO} {texts[0]}")], texts[0])
+    return more_turns(rng, sample, [(f"{ECHO} {text}", said(text)) for text in texts[1:]])
+
+
 def request(rng: random.Random, split: str) -> dict:
     """Requests in writing, in training 4 in a row, answered with a function call."""
     text, call = assistant.request(rng, split)
@@ -310,7 +321,8 @@ SKILLS = {
     function.__name__: function
     for function in (
         *(sign, code, sentence, chart, scene, clip, spoken_picture, fact, spoken_fact, request),
-        *(page, bars, things, dictation),
+        *(page, bars, things, dictation, echo),
+        *(function_calling.in_context_request, function_calling.mixed_request, function_calling.multimodal_request),
     )
 }
 
