@@ -282,7 +282,8 @@ def dry_run(*arguments, **environment):
 
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
 def test_the_slurm_script_starts_what_accelerate_understands(engine):
-    done = dry_run("recipe.yaml", "--output_dir", "runs/a b", ENGINE=engine, SLURM_JOB_NUM_NODES="4", SLURM_JOB_ID="70123")
+    machines = {"SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_ID": "70123", "VENV": ".venv"}
+    done = dry_run("recipe.yaml", "--output_dir", "runs/a b", ENGINE=engine, **machines)
     srun, _, _, _, launch = shlex.split(done.stdout)
     assert srun == "srun" and "--machine_rank $SLURM_NODEID" in launch
     python, *command = shlex.split(launch.replace("$SLURM_NODEID", "3"))
