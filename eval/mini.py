@@ -350,7 +350,7 @@ def fine_tuned(index: int) -> dict[str, Any]:
 def held_out_catalogue(task: str, index: int) -> tuple[random.Random, function_calling.Drawn, list[function_calling.Drawn]]:
     """One of HELD_OUT, all in turn, and the functions that the prompt defines: it and others that no training run defined."""
     rng, function = random.Random(f"{task}/test/{index}"), HELD_OUT[index % len(HELD_OUT)]
-    return rng, function, function_calling.catalogue(rng, "test", rng.choice(function_calling.SIZES), [function])
+    return rng, function, function_calling.catalogue(rng, "test", rng.choice(function_calling.SIZES["test"]), [function])
 
 
 def in_context(index: int) -> dict[str, Any]:

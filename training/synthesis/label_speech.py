@@ -70,8 +70,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 class Labeller(nn.Module):
     """Log-mel and pitch to symbols, one frame each 20 ms, for CTC (Graves et al. 2006), and to the labels of a recording.
 
-    Two transformer layers see the states of all layers of the audio tower, not the last alone: level is in the first
-    ones, words in the last (as Yang et al. 2021, "SUPERB", weigh them). Pitch comes beside them: the tower is deaf to it.
+    Two transformer layers see the states of all layers of the audio tower, not the last alone, which was made for words
+    (as Yang et al. 2021, "SUPERB", weigh them). Pitch comes beside them: from the tower alone no emotion was learnt.
     """
 
     def __init__(self, tower: WhisperConfig):
@@ -231,6 +231,8 @@ def recordings(file: str, group: int) -> list[tuple[np.ndarray, str, dict]]:
     found = []
     for stored in pq.ParquetFile(file).read_row_group(group).to_pylist():
         waveform, _ = soundfile.read(io.BytesIO(stored["audios"][0]["bytes"]), dtype="float32")
+        if len(waveform) > LONGEST:
+            raise ValueError(f"row {stored['id']!r} lasts {len(waveform) / SAMPLING_RATE:.1f} s; the tower hears 30 s")
         found.append((waveform, stored["messages"][-1]["content"][0]["text"], json.loads(stored["meta"])))
     return sorted(found, key=lambda recording: len(recording[0]))
 
