@@ -237,9 +237,10 @@ def test_questions_are_answered_from_the_labels_and_phrasings_are_split():
 
 
 def test_the_same_number_gives_the_same_bytes_and_the_other_split_another_voice():
-    rows = [expressive_speech.make("both", "train", 7, index) for index in range(4)]
-    assert rows == [expressive_speech.make("both", "train", 7, index) for index in (3, 2, 1, 0)][::-1]
-    assert len({row["audios"][0]["bytes"] for row in rows}) == len({row["id"] for row in rows}) == 4
+    rows = [expressive_speech.make("both", "train", 7, index) for index in range(10)]
+    assert rows == [expressive_speech.make("both", "train", 7, index) for index in range(9, -1, -1)][::-1]
+    assert len({row["audios"][0]["bytes"] for row in rows}) == len({row["id"] for row in rows}) == 10
+    assert {json.loads(row["meta"])["emotion"] for row in rows} == set(LABELS["emotion"])
     voices = {speak(random.Random(seed), "test")[1]["voice"] for seed in range(20)}
     assert voices & set(HELD_OUT_VOICES) and voices & set(VOICES)
 
@@ -351,11 +352,38 @@ def test_training_learns_and_its_result_is_evaluated(transcripts, small_checkpoi
     assert len(judgements) == 16 and "| emotion | 16 |" in label_speech.table(judgements)
 
 
+def test_the_loss_counts_every_label_beside_the_words(transcripts, small_checkpoint):
+    torch.manual_seed(0)
+    model = start_from(str(small_checkpoint))
+    batch = label_speech.batch_of(label_speech.row_groups([transcripts]), 1, 0, 0)
+    _, classes = to_ids(batch[0][1])
+    with torch.no_grad():
+        model.classes.weight.zero_()
+        model.classes.bias.zero_()
+        undecided = label_speech.loss_of(model, batch)
+        for part, number in zip(model.classes.bias.split([len(names) for names in LABELS.values()]), classes, strict=True):
+            part[number] = 30
+        right = label_speech.loss_of(model, batch)
+    assert undecided - right == pytest.approx(np.log(4 * 3 * 3), abs=0.02)
+
+
 def test_each_epoch_reads_every_recording_once_in_another_order(transcripts):
     groups = label_speech.row_groups([transcripts])
     epochs = [[transcript for step in steps for _, transcript, _ in label_speech.batch_of(groups, 3, 0, step)] for steps in (range(8), range(8, 16), range(16, 24))]
     assert all(len(epoch) == 16 and set(epoch) == set(epochs[0]) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_recording_longer_than_thirty_seconds_is_named(tmp_path):
+    sample = {"messages": [{"role": "user", "content": [{"type": "audio"}]}], "audios": [np.zeros(31 * SAMPLING_RATE, np.float32)]}
+    write = functools.partial(shards.write_shards, source="s", license="l", seed=0, options={}, processes=1)
+    write(functools.partial(numbered, sample), 1, tmp_path / "long")
+    with pytest.raises(ValueError, match=r"row 'recording-0' lasts 31.0 s; the tower hears 30 s"):
+        label_speech.evaluate("none", [tmp_path / "long"])
+
+
+def numbered(sample, index):
+    return shards.encode_row(sample, f"recording-{index}", "s", "l")
 
 
 KILLED = """
