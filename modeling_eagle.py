@@ -730,7 +730,8 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
     ) -> tuple | EagleCausalLMOutputWithPast:
         """See `EagleModel.forward`. `labels` (B, T) are ids or -100; `shift_labels` replaces them where a trainer that
         splits sequences has shifted them already; `logits_to_keep` is the number of last positions (0: all) or their
-        indices. Returns float `logits` (B, kept positions, vocab_size) and, with labels, `loss`."""
+        indices, or without labels a bool mask (B, T) of the positions. Returns float `logits` (B, kept positions,
+        vocab_size), with a mask (kept positions, vocab_size), and, with labels, `loss`."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -750,7 +751,8 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        is_mask = isinstance(kept, torch.Tensor) and kept.dtype == torch.bool
+        logits = self.lm_head(outputs.last_hidden_state[kept if is_mask else (slice(None), kept)])
         loss = None
         if labels is not None:
             loss = self.loss_function(

@@ -429,6 +429,8 @@ def test_labels_logits_to_keep_and_the_loss_of_a_changed_sound(tiny_model):
     assert_close(outputs.loss, expected)
     assert_close(model(**sample, logits_to_keep=3).logits, outputs.logits[:, -3:])
     assert_close(model(**sample, logits_to_keep=torch.tensor([0, 5])).logits, outputs.logits[:, [0, 5]])
+    mask = torch.arange(outputs.logits.shape[1])[None] % 3 == 0
+    assert_close(model(**sample, logits_to_keep=mask).logits, outputs.logits[mask])
     deaf = sample | {"input_features": torch.zeros_like(sample["input_features"])}
     assert model(**deaf, labels=labels).loss != outputs.loss
     hidden = model.base_model(**sample).last_hidden_state  # what trainers with a fused head call

@@ -21,6 +21,8 @@ import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers.trainer_pt_utils import LabelSmoother
+from trl import TrlParser
 
 from training import sft
 from training.collator import EagleCollator
@@ -110,6 +112,23 @@ def test_all_that_trains_gets_a_gradient(small_checkpoint):
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
     assert {name.split(".")[1] for name in trained} == set(parts)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_the_models_own_over_the_labelled_tokens(smoothing, recipe):
+    path = recipe(bf16=False, label_smoothing_factor=smoothing)
+    arguments, config = TrlParser((sft.EagleArguments, sft.EagleSFTConfig)).parse_args_and_config(["--config", str(path)])
+    collator, mixture = sft.load_data(arguments, config)
+    trainer = sft.load_trainer(arguments, config, collator, mixture.rows)
+    trainer.model.train()
+    batch = collator(mixture.batch(0))
+    outputs = trainer.model(**batch)
+    logits, labels = outputs.logits[:, :-1], batch["labels"][:, 1:]
+    expected = outputs.loss.item() if not smoothing else LabelSmoother(smoothing)({"logits": logits}, labels).item()
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected, rel=1e-5)
+    right = (logits.argmax(-1) == labels)[labels != -100].float().mean().item()
+    assert trainer._metrics["train"]["mean_token_accuracy"] == [pytest.approx(right)]
+    assert trainer._metrics["train"]["num_tokens"] == [batch["attention_mask"].sum()]
 
 
 def test_decay_leaves_norms_and_embeddings_alone(train):

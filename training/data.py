@@ -10,8 +10,9 @@ A recipe maps names of its own choice to sources:
 Parquet is streamed by row group, from a disk or from whatever fsspec reads; `world:` skills of the small world are drawn
 when they are read. Each batch holds rows of one source, and of like length, which spares padding.
 
-Batch b belongs to lane b % lanes. A lane draws its own sequence of sources and reads its own row groups, so that with a
-lane a process (and loader worker) none reads what another does. The lanes, not the processes, decide which rows come when.
+Batch b belongs to lane b % lanes. A lane reads its own row groups, so that with a lane a process (and loader worker) none
+reads what another does. The batches that several processes work on at the same time come from the same source, and are
+about as long as each other: none waits for another.
 """
 
 import bisect
@@ -39,6 +40,7 @@ from training.synthesis.pictures import CROP
 
 LARGE_PICTURES = {"sign": 0.3, "code": 0.3, "spoken_picture": 0.15}  # share of a skill's pictures with several crops
 SOURCE_KEYS = {"path", "weight", "adapter"}
+UNEVEN = {"in_context_request": 8, "mixed_request": 8}  # batches of a skill that are drawn, and sorted by length, together
 PATIENCE = 100  # batches without one usable row after which a source is given up
 
 
@@ -72,17 +74,29 @@ class BadRows:
 class WorldSource:
     """A skill of the small world, drawn anew; no row ever comes twice."""
 
-    def __init__(self, skill: str, batch_size: int, seed: int | str):
+    def __init__(self, skill: str, batch_size: int, seed: int):
         if skill not in samples.SKILLS:
             raise ValueError(f"unknown skill {skill!r} of the small world; known: {', '.join(samples.SKILLS)}")
         self.skill, self.batch_size, self.seed = skill, batch_size, seed
+        self.together = UNEVEN.get(skill, 1)
+        self.drawn: dict[int, tuple[int, list]] = {}  # each lane's last batches that were drawn together
 
     def batch(self, lane: int, turn: int) -> list[tuple[str, dict]]:
         """The lane's batch number `turn`: (name, row) pairs, pictures of one class of size."""
-        first = f"{self.seed}/{lane}/{turn}"
-        large = random.Random(f"{self.skill}/{first}").random() < LARGE_PICTURES.get(self.skill, 0)
-        names = [f"{first}/{i}" for i in range(self.batch_size)]
-        return [(f"world:{self.skill} {name}", draw_sized(self.skill, name, large)) for name in names]
+        number, i = divmod(turn, self.together)
+        if self.drawn.get(lane, (None,))[0] != number:
+            self.drawn[lane] = number, self.batches(lane, number)
+        return self.drawn[lane][1][i]
+
+    def batches(self, lane: int, number: int) -> list[list[tuple[str, dict]]]:
+        rng = random.Random(f"{self.skill}/{self.seed}/{number}")  # not of the lane: what is long in one is long in all
+        large = rng.random() < LARGE_PICTURES.get(self.skill, 0)
+        names = [f"{self.seed}/{lane}/{number}/{i}" for i in range(self.together * self.batch_size)]
+        rows = [(f"world:{self.skill} {name}", draw_sized(self.skill, name, large)) for name in names]
+        if self.together > 1:
+            rows.sort(key=lambda row: length_of(row[1]))
+        pieces = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        return rng.sample(pieces, len(pieces))
 
 
 def draw_sized(skill: str, seed: str, large: bool) -> dict:
@@ -129,12 +143,12 @@ class ParquetSource:
 
     def batches(self, number: int, count: int) -> list[list[tuple[str, dict]]]:
         file, group, _ = self.group(number)
-        rng = np.random.default_rng([self.seed, number, 1])
         usable = self.usable_rows(file, group)
-        usable = [usable[i] for i in rng.permutation(len(usable))]
+        usable = [usable[i] for i in np.random.default_rng([self.seed, number, 1]).permutation(len(usable))]
         usable.sort(key=lambda row: row[2])
         pieces = np.array_split(np.arange(len(usable)), count)
-        return [[usable[i][:2] for i in pieces[j]] for j in rng.permutation(count)]
+        order = np.random.default_rng([self.seed, number // self.lanes, 2]).permutation(count)  # one for all lanes
+        return [[usable[i][:2] for i in pieces[j]] for j in order]
 
     def usable_rows(self, file: str, group: int) -> list[tuple[str, dict, float]]:
         """(name, row, length) of the row group's rows that are neither bad nor left out by the adapter."""
@@ -197,8 +211,7 @@ def length_of(row: dict[str, Any]) -> float:
     """About how many tokens the row has: exact for encoded rows, else by characters, crops and seconds."""
     if "input_ids" in row:
         return len(row["input_ids"])
-    parts = [part for message in row["messages"] for part in message["content"] or [] if not isinstance(part, str)]
-    tokens = sum(len(part.get("text") or "") for part in parts) / 4 + len(row.get("tools") or "") / 4
+    tokens = (len(json.dumps(row["messages"])) + len(row.get("tools") or "")) / 4
     for image in row.get("images") or []:
         width, height = Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]).size
         tokens += 130 * -(-width // CROP) * -(-height // CROP)
@@ -216,7 +229,8 @@ class Mixture:
         features: a conversation row -> its tensors (`EagleCollator.features`).
         longest: rows of more tokens are left out.
         phone_layouts: share of the batches whose pictures and sounds are cut as llama.cpp does it ("overview", "padded").
-        lanes: independent sequences of batches, best one a process and loader worker.
+        lanes: sequences of batches that share no row group, best one a process and loader worker.
+        processes: how many batches are worked on at the same time; `lanes` is a multiple of it.
         bad_rows: where rows that cannot be read are counted.
     """
 
@@ -231,7 +245,11 @@ class Mixture:
         longest: int = 8192,
         phone_layouts: float = 1 / 3,
         lanes: int = 1,
+        processes: int = 1,
     ):
+        if lanes % processes:
+            raise ValueError(f"lanes is {lanes}; with {processes} processes it must be a multiple of {processes}")
+        self.processes = processes
         self.batches, self.batch_size, self.seed, self.lanes = batches, batch_size, seed, lanes
         self.features, self.bad_rows, self.longest, self.phone_layouts = features, bad_rows, longest, phone_layouts
         self.names = list(data)
@@ -258,9 +276,9 @@ class Mixture:
     def batch(self, number: int) -> list[dict[str, torch.Tensor]]:
         turn, lane = divmod(number, self.lanes)
         if lane not in self.drawn:
-            self.drawn[lane] = self.draw_sources(lane)
+            self.drawn[lane] = self.draw_sources(lane // self.processes)
         chosen, turns = (values[turn] for values in self.drawn[lane])
-        phone = random.Random(f"{self.seed}/{number}").random() < self.phone_layouts
+        phone = random.Random(f"{self.seed}/{number // self.processes}").random() < self.phone_layouts
         for later in range(PATIENCE):
             drawn = self.sources[chosen].batch(lane, turns + later)
             features = [f for name, row in drawn if (f := self.read(name, row, phone)) is not None]
@@ -271,10 +289,10 @@ class Mixture:
             f"or longer than {self.longest} tokens (`longest`)"
         )
 
-    def draw_sources(self, lane: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each batch of the lane its source, and the how many-eth of that source it is."""
+    def draw_sources(self, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each batch of such lanes its source, and the how many-eth of that source it is."""
         count = -(-self.batches // self.lanes)
-        chosen = np.random.default_rng([self.seed, lane, 2]).choice(len(self.sources), count, p=self.probabilities)
+        chosen = np.random.default_rng([self.seed, lanes, 3]).choice(len(self.sources), count, p=self.probabilities)
         turns = np.zeros(count, int)
         for i in range(len(self.sources)):
             turns[chosen == i] = np.arange((chosen == i).sum())

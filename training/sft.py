@@ -45,7 +45,7 @@ class EagleArguments:
         longest: rows of more tokens are left out.
         phone_layouts: share of the batches whose pictures and sounds are cut as llama.cpp does it.
         max_bad_rows: so many rows may be unreadable; they are listed in bad_rows.jsonl of the output folder.
-        lanes: independent sequences of batches; 0: one a process and loader worker.
+        lanes: sequences of batches that share no row group; 0: one a process and loader worker.
     """
 
     model: str
@@ -185,6 +185,7 @@ def load_data(arguments: EagleArguments, config: EagleSFTConfig) -> tuple[EagleC
         longest=arguments.longest,
         phone_layouts=arguments.phone_layouts,
         lanes=arguments.lanes or config.world_size * max(1, config.dataloader_num_workers),
+        processes=config.world_size,
     )
     check_encoded(mixture, arguments.rates)
     return collator, mixture

@@ -52,6 +52,34 @@ class EagleTrainer(SFTTrainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
         """None: each batch of a step counts the same, as its mean. By tokens, pages would drown one-word answers."""
 
+    def compute_loss(self, model, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
+        """Mean cross-entropy of the labelled tokens; the head works at their positions alone.
+
+        TRL's own head takes the logits of every position twice where there is no GPU, and its weights without what
+        quantization does to them.
+        """
+        if self.args.loss_type != "nll":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+        inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        outputs = model(**inputs, logits_to_keep=labels != -100, use_cache=False)
+        targets = labels[labels != -100]
+        loss = torch.nn.functional.cross_entropy(
+            outputs.logits.float(), targets, label_smoothing=self.args.label_smoothing_factor
+        )
+        self.count(outputs.logits, targets, inputs["attention_mask"])
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def count(self, logits: torch.Tensor, targets: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        """Adds to the log how many labelled tokens were foretold, and how many tokens were read."""
+        counts = torch.stack([(logits.argmax(-1) == targets).sum(), targets.new_tensor(len(targets)), attention_mask.sum()])
+        right, labelled, read = self.accelerator.reduce(counts).tolist()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["mean_token_accuracy"].append(right / labelled)
+        self._total_train_tokens += read if self.model.training else 0
+        metrics["num_tokens"] = [self._total_train_tokens]
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
