@@ -568,6 +568,10 @@ def test_eagle_tiny_is_what_it_was(tmp_path):
     norm = ours["model.language_model.norm.weight"].float()
     assert embedding.pow(2).mean().sqrt().item() == pytest.approx(TOKEN_SCALE, rel=0.02)
     assert (embedding.std() * norm).mean().item() == pytest.approx(0.02, rel=0.02)  # the logits of the usual start
+    tokenizer = AutoTokenizer.from_pretrained(ROOT)
+    spellings = tokenizer.convert_tokens_to_ids(["door", "\u0120door", "\u0120anna"])
+    likeness = torch.nn.functional.cosine_similarity(embedding[spellings[0]], embedding[spellings], dim=-1)
+    assert likeness[1] > 0.6 and likeness[2].abs() < 0.3 and embedding.isfinite().all()
     assert manifest(tmp_path / "out")["tokenizer"] == "eagle-tiny's"
 
 
@@ -593,13 +597,14 @@ def test_weights_of_stages_go_before_the_start_and_the_last_counts(tmp_path):
 def test_a_model_started_piece_by_piece_starts_like_one_started_at_once(tmp_path, monkeypatch):
     """At full size a layer of the language model is a piece, as is the resampler; here half a layer."""
     model = empty_model(small_preset("eagle", tmp_path / "eagle.json"))
+    tokenizer = AutoTokenizer.from_pretrained(ROOT)
     names = [name for name, parameter in model.named_parameters() if parameter.numel() > 1000]
     assert {unit_of(model, name) for name in names} == {"model", "lm_head"}
-    together = {name: start_value(model, 0, {}, name) for name in names}
+    together = {name: start_value(model, tokenizer, 0, {}, name) for name in names}
     monkeypatch.setattr("training.assemble.UNIT", 600_000)
     units = {unit_of(model, name) for name in names}
     assert units >= {"lm_head", "model.multi_modal_projector", "model.language_model.layers.0.self_attn", "model.vision_tower"}
-    pieces = {name: start_value(model, 0, {}, name) for name in names}
+    pieces = {name: start_value(model, tokenizer, 0, {}, name) for name in names}
     pieces |= start_values(model, "model.vision_tower.encoder.layers.0", 0)  # CLIP has a start of its own for these
     for name in names:
         spread = together[name].std().item()

@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[1]
 MANIFEST, UNFINISHED, INDEX = "manifest.json", "unfinished.json", "model.safetensors.index.json"
 MADE_OF_NOTHING = ("eagle-tiny",)  # presets without published parts
 TOKEN_SCALE = 0.5  # root mean square of a text token's embedding at the start, near that of the towers' tokens
+SPELLING = 2.0  # what a word's spellings have in common at the start, beside what each has for itself
 EMBEDDING, NORM = "model.language_model.embed_tokens.weight", "model.language_model.norm.weight"
 UNIT = 2**27  # parameters that start together, in float32: half a GB, a layer of Phi-3.5
 ALLOWANCE = 50_000_000  # bytes on the disk for all that is no weight
@@ -98,7 +99,7 @@ def assemble(
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     kept = kept_weights(output, earlier, facts)
-    written = write(output, shapes, functools.partial(start_value, model, seed, origin), facts, kept)
+    written = write(output, shapes, functools.partial(start_value, model, processor.tokenizer, seed, origin), facts, kept)
     save_rest(output, model, processor)
     finish(output, facts, written)
 
@@ -191,7 +192,7 @@ def own_weights(folder: Path, shapes: parts.Shapes, preset: str) -> dict[str, tu
     return origin
 
 
-def start_value(model: PreTrainedModel, seed: int, origin: dict[str, tuple[Path, str]], name: str) -> torch.Tensor:
+def start_value(model: PreTrainedModel, tokenizer, seed: int, origin: dict[str, tuple[Path, str]], name: str) -> torch.Tensor:
     """The tensor `name` of the new checkpoint: that of its origin, or else a random start.
 
     A language model that starts at random gets TOKEN_SCALE. At the usual 0.02 text is far smaller than picture tokens (0.6)
@@ -203,10 +204,25 @@ def start_value(model: PreTrainedModel, seed: int, origin: dict[str, tuple[Path,
     value = start_values(model, unit_of(model, name), seed)[name]
     factor = TOKEN_SCALE / model.config.text_config.initializer_range
     if name == EMBEDDING:
-        return value * factor
+        return relate_spellings(value, tokenizer) * factor
     if name == NORM and EMBEDDING not in origin and model.config.tie_word_embeddings:
         return value / factor
     return value
+
+
+def relate_spellings(embeddings: torch.Tensor, tokenizer) -> torch.Tensor:
+    """Embeddings (vocab_size, width) of which those of one word's spellings (" Anna", "anna") lie close together.
+
+    Else a model that has learnt to look words up in the conversation must learn of each that it may be spelt otherwise there.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    texts = [tokenizer.convert_tokens_to_string([token]).strip().lower() for token in tokens]
+    first: dict[str, int] = {}
+    groups = [first.setdefault(text, i) if text and "\ufffd" not in text else i for i, text in enumerate(texts)]
+    groups = torch.tensor(groups + list(range(len(groups), len(embeddings))))  # ids without a token stay alone
+    sums = torch.zeros_like(embeddings).index_add(0, groups, embeddings)
+    related = embeddings + SPELLING * sums[groups] / groups.bincount(minlength=len(groups))[groups, None].sqrt()
+    return torch.nn.functional.normalize(related) * embeddings.norm(dim=1, keepdim=True)  # zero stays zero
 
 
 def unit_of(model: PreTrainedModel, name: str) -> str:

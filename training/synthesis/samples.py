@@ -289,6 +289,21 @@ def echo(rng: random.Random, split: str) -> dict:
     return more_turns(rng, sample, [(f"{ECHO} {text}", said(text)) for text in texts[1:]])
 
 
+def respell(rng: random.Random, split: str) -> dict:
+    """Words in writing, 4 times in a row, as the tokens in which function calls hold them: in quotes, or in one name.
+
+    Training only.
+    """
+
+    turns = []
+    for _ in range(4):
+        words = rng.choices(world.WORDS, k=rng.randint(2, 12))
+        form, answer = rng.choice((("as a list", json.dumps(words)), ("as a name", "_".join(words))))
+        turns.append((f"{form}: {' '.join(words)}", answer))
+    sample = row(rng, [("text", turns[0][0])], turns[0][1])
+    return more_turns(rng, sample, [(question, said(answer)) for question, answer in turns[1:]])
+
+
 def request(rng: random.Random, split: str) -> dict:
     """Requests in writing, in training 4 in a row, answered with a function call."""
     text, call = assistant.request(rng, split)
@@ -321,7 +336,7 @@ SKILLS = {
     function.__name__: function
     for function in (
         *(sign, code, sentence, chart, scene, clip, spoken_picture, fact, spoken_fact, request),
-        *(page, bars, things, dictation, echo),
+        *(page, bars, things, dictation, echo, respell),
         *(function_calling.in_context_request, function_calling.mixed_request, function_calling.multimodal_request),
     )
 }
