@@ -73,6 +73,7 @@ train-tiny: setup ## Train eagle-tiny from nothing into runs/function-calling (8
 	$(TOWERS)/vision.yaml --steps 8000 --easiest 0.8 --decay_fraction 0.4 --learning_rate 0.0008 && wait %1
 	$(RUN) -m training.assemble --preset eagle-tiny --weights runs/towers-vision runs/towers-audio --output runs/start
 	$(SFT)/copy/tiny.yaml
+	$(SFT)/respell/tiny.yaml
 	$(SFT)/language/tiny.yaml
 	$(SFT)/align/tiny.yaml
 	$(SFT)/pretrain/tiny.yaml

@@ -204,12 +204,12 @@ def test_processes_work_on_the_same_source_and_as_much_of_it(tmp_path):
         write_texts(tmp_path / name / "0.parquet", [name * (1 + 7 * i % 64) for i in range(256)], group=32)
     data = {name: {"path": str(tmp_path / name), "weight": 1} for name in "ab"}
     data["in_context_request"] = {"path": "world:in_context_request", "weight": 1}
-    mixed = mixture(data, tmp_path, batches=96, lanes=4, processes=2, features=lambda row: {"input_ids": row["messages"]})
+    mixed = mixture(data, tmp_path, batches=96, lanes=4, together=2, features=lambda row: {"input_ids": row["messages"]})
     lengths = [len(str(mixed.batch(number))) for number in range(96)]
     assert all(max(a, b) < 2 * min(a, b) for a, b in zip(lengths[::2], lengths[1::2]))
     assert any(max(a, b) > 4 * min(a, b) for a, b in zip(lengths[::2], lengths[2::2]))
-    with pytest.raises(ValueError, match="lanes is 3; with 2 processes it must be a multiple of 2"):
-        mixture(data, tmp_path, lanes=3, processes=2)
+    with pytest.raises(ValueError, match="lanes is 3; it must be a multiple of those that work together, which are 2"):
+        mixture(data, tmp_path, lanes=3, together=2)
 
 
 def test_sources_are_drawn_by_their_weights(tmp_path):

@@ -211,8 +211,9 @@ def recipe(small_checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     rates = {"language_model": 0.1, "multi_modal_projector": 0.1, "audio_projector": 0.1}
     data = {name: {"path": f"world:{name}", "weight": 0.5} for name in ("sign", "fact")}
-    settings = {"model": str(small_checkpoint), "data": data, "rates": rates, "lanes": 2, "max_steps": 4, "save_steps": 4}
-    settings |= {"per_device_train_batch_size": 1, "logging_steps": 1, "bf16": False, "activation_checkpointing": False}
+    settings = {"model": str(small_checkpoint), "data": data, "rates": rates, "lanes": 2, "together": 1}
+    settings |= {"max_steps": 4, "save_steps": 4, "per_device_train_batch_size": 1, "logging_steps": 1}
+    settings |= {"bf16": False, "activation_checkpointing": False}
     settings |= {"optim": "sgd", "lr_scheduler_type": "constant"}  # Adam would blow up what rounding leaves of gradients of 0
     path.write_text(yaml.safe_dump(settings | {"ddp_find_unused_parameters": False, "report_to": "none", "seed": 3}))
     return path

@@ -230,7 +230,7 @@ class Mixture:
         longest: rows of more tokens are left out.
         phone_layouts: share of the batches whose pictures and sounds are cut as llama.cpp does it ("overview", "padded").
         lanes: sequences of batches that share no row group, best one a process and loader worker.
-        processes: how many batches are worked on at the same time; `lanes` is a multiple of it.
+        together: how many lanes work at the same time, one a process; `lanes` is a multiple of it.
         bad_rows: where rows that cannot be read are counted.
     """
 
@@ -245,11 +245,11 @@ class Mixture:
         longest: int = 8192,
         phone_layouts: float = 1 / 3,
         lanes: int = 1,
-        processes: int = 1,
+        together: int = 1,
     ):
-        if lanes % processes:
-            raise ValueError(f"lanes is {lanes}; with {processes} processes it must be a multiple of {processes}")
-        self.processes = processes
+        if lanes % together:
+            raise ValueError(f"lanes is {lanes}; it must be a multiple of those that work together, which are {together}")
+        self.together = together
         self.batches, self.batch_size, self.seed, self.lanes = batches, batch_size, seed, lanes
         self.features, self.bad_rows, self.longest, self.phone_layouts = features, bad_rows, longest, phone_layouts
         self.names = list(data)
@@ -276,9 +276,9 @@ class Mixture:
     def batch(self, number: int) -> list[dict[str, torch.Tensor]]:
         turn, lane = divmod(number, self.lanes)
         if lane not in self.drawn:
-            self.drawn[lane] = self.draw_sources(lane // self.processes)
+            self.drawn[lane] = self.draw_sources(lane // self.together)
         chosen, turns = (values[turn] for values in self.drawn[lane])
-        phone = random.Random(f"{self.seed}/{number // self.processes}").random() < self.phone_layouts
+        phone = random.Random(f"{self.seed}/{number // self.together}").random() < self.phone_layouts
         for later in range(PATIENCE):
             drawn = self.sources[chosen].batch(lane, turns + later)
             features = [f for name, row in drawn if (f := self.read(name, row, phone)) is not None]

@@ -46,6 +46,7 @@ class EagleArguments:
         phone_layouts: share of the batches whose pictures and sounds are cut as llama.cpp does it.
         max_bad_rows: so many rows may be unreadable; they are listed in bad_rows.jsonl of the output folder.
         lanes: sequences of batches that share no row group; 0: one a process and loader worker.
+        together: so many lanes work at the same time, on the same source; 0: one a process.
     """
 
     model: str
@@ -60,6 +61,7 @@ class EagleArguments:
     phone_layouts: float = 1 / 3
     max_bad_rows: int = 0
     lanes: int = 0
+    together: int = 0
 
     def __post_init__(self):
         self.data, self.rates, self.lora = (
@@ -185,7 +187,7 @@ def load_data(arguments: EagleArguments, config: EagleSFTConfig) -> tuple[EagleC
         longest=arguments.longest,
         phone_layouts=arguments.phone_layouts,
         lanes=arguments.lanes or config.world_size * max(1, config.dataloader_num_workers),
-        processes=config.world_size,
+        together=arguments.together or config.world_size,
     )
     check_encoded(mixture, arguments.rates)
     return collator, mixture
