@@ -1,4 +1,4 @@
-"""The data that a recipe names, mixed: row i is a function of the recipe, the seed and i alone, so a run resumes exactly.
+"""The data that a recipe names, mixed: row i is a function of the recipe, seed, lanes and i alone, so a run resumes exactly.
 
 A recipe maps names of its own choice to sources:
 
@@ -78,12 +78,12 @@ class WorldSource:
         if skill not in samples.SKILLS:
             raise ValueError(f"unknown skill {skill!r} of the small world; known: {', '.join(samples.SKILLS)}")
         self.skill, self.batch_size, self.seed = skill, batch_size, seed
-        self.together = UNEVEN.get(skill, 1)
+        self.group = UNEVEN.get(skill, 1)
         self.drawn: dict[int, tuple[int, list]] = {}  # each lane's last batches that were drawn together
 
     def batch(self, lane: int, turn: int) -> list[tuple[str, dict]]:
         """The lane's batch number `turn`: (name, row) pairs, pictures of one class of size."""
-        number, i = divmod(turn, self.together)
+        number, i = divmod(turn, self.group)
         if self.drawn.get(lane, (None,))[0] != number:
             self.drawn[lane] = number, self.batches(lane, number)
         return self.drawn[lane][1][i]
@@ -91,9 +91,9 @@ class WorldSource:
     def batches(self, lane: int, number: int) -> list[list[tuple[str, dict]]]:
         rng = random.Random(f"{self.skill}/{self.seed}/{number}")  # not of the lane: what is long in one is long in all
         large = rng.random() < LARGE_PICTURES.get(self.skill, 0)
-        names = [f"{self.seed}/{lane}/{number}/{i}" for i in range(self.together * self.batch_size)]
+        names = [f"{self.seed}/{lane}/{number}/{i}" for i in range(self.group * self.batch_size)]
         rows = [(f"world:{self.skill} {name}", draw_sized(self.skill, name, large)) for name in names]
-        if self.together > 1:
+        if self.group > 1:
             rows.sort(key=lambda row: length_of(row[1]))
         pieces = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         return rng.sample(pieces, len(pieces))

@@ -294,7 +294,6 @@ def respell(rng: random.Random, split: str) -> dict:
 
     Training only.
     """
-
     turns = []
     for _ in range(4):
         words = rng.choices(world.WORDS, k=rng.randint(2, 12))
