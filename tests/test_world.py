@@ -1,5 +1,6 @@
 """The small world: its words are many, distinct and speakable; its splits never meet; its calls fit their schemas."""
 
+import _ctypes
 import ctypes
 import random
 import re
@@ -8,6 +9,7 @@ from collections import Counter
 import pytest
 
 from training.synthesis import assistant, world
+from training.synthesis.voices import say
 from training.synthesis.world import FACTS, WORDS, fact_question, question, sentence, spell, split, written
 
 SAID_ONLY = {"a", "an", "to", "for"}  # in questions and requests, but not in `WORDS`: "to" sounds like "two"
@@ -31,20 +33,32 @@ def test_words_contain_what_pictures_need():
     assert len(world.NUMBERS) == 20 and world.NUMBERS[0] == "one" and world.NUMBERS[-1] == "twenty"
 
 
-@pytest.mark.parametrize("voice", ["en-us", "en-gb-x-rp", "en-gb-scotland"])
-def test_no_two_words_sound_alike(voice):
+@pytest.fixture
+def espeak():
+    """eSpeak NG's library, unloaded again: training/synthesis/voices.py wants it fresh for every text."""
     loader = pytest.importorskip("espeakng_loader")
-    espeak = ctypes.CDLL(loader.get_library_path())
-    espeak.espeak_Initialize(2, 0, loader.get_data_path().encode(), 0)
-    espeak.espeak_TextToPhonemes.restype = ctypes.c_char_p
-    assert espeak.espeak_SetVoiceByName(voice.encode()) == 0
+    library = ctypes.CDLL(loader.get_library_path())
+    library.espeak_Initialize(2, 0, loader.get_data_path().encode(), 0)
+    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    yield library
+    library.espeak_Terminate()
+    _ctypes.dlclose(library._handle)
 
+
+@pytest.mark.parametrize("voice", ["en-us", "en-gb-x-rp", "en-gb-scotland"])
+def test_no_two_words_sound_alike(voice, espeak):
+    assert espeak.espeak_SetVoiceByName(voice.encode()) == 0
     sounds = {}
     for word in WORDS:
         text = ctypes.c_char_p(word.encode())
         phonemes = espeak.espeak_TextToPhonemes(ctypes.byref(text), 1, 0x02).decode()  # UTF-8 in, IPA out
         sounds.setdefault(re.sub("[ˈˌ]", "", phonemes), []).append(word)
     assert [words for words in sounds.values() if len(words) > 1] == []
+
+
+def test_a_library_that_other_code_has_loaded_is_refused(espeak):
+    with pytest.raises(RuntimeError, match="already loaded"):
+        say("the lamp", "Emma")
 
 
 def test_one_combination_in_ten_is_held_out_and_order_counts():

@@ -9,6 +9,7 @@ Source of the calls: speak_lib.h of eSpeak NG 1.52.
 import _ctypes
 import argparse
 import ctypes
+import os
 import random
 from dataclasses import dataclass
 
@@ -52,8 +53,12 @@ def synthesize(text: str, voice: str, parameters: dict[int, int]) -> tuple[np.nd
     """(waveform float32, events, sampling rate) from an engine loaded for this text alone.
 
     eSpeak NG keeps phases and noise from one text to the next in static variables that no call resets; loading its
-    library anew (10 ms) makes the same text sound the same every time.
+    library anew (10 ms) makes the same text sound the same every time. Raises RuntimeError if other code of this process
+    holds the library, which then is not loaded anew.
     """
+    path = espeakng_loader.get_library_path()
+    if _is_loaded(path):
+        raise RuntimeError(f"{path} is already loaded in this process, so the same text would not sound the same every time")
     samples, events = [], []
 
     def collect(chunk, count, batch) -> int:
@@ -65,7 +70,7 @@ def synthesize(text: str, voice: str, parameters: dict[int, int]) -> tuple[np.nd
                 return 0
             events.append((event.type, event.text_position, event.length, event.audio_position / 1000, event.id))
 
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    library = ctypes.CDLL(path)
     try:
         # 2: AUDIO_OUTPUT_SYNCHRONOUS; option 1: phoneme events. Mode 1 (retrieval) cuts long texts short.
         rate = library.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 1)
@@ -82,6 +87,14 @@ def synthesize(text: str, voice: str, parameters: dict[int, int]) -> tuple[np.nd
     finally:
         _ctypes.dlclose(library._handle)
     return np.concatenate(samples).astype(np.float32) / 32768, events, rate
+
+
+def _is_loaded(path: str) -> bool:
+    try:
+        _ctypes.dlclose(_ctypes.dlopen(path, os.RTLD_NOLOAD))
+    except OSError:
+        return False
+    return True
 
 
 def say(text: str, voice: str, rate: int = 175, pitch: int = 50, pitch_range: int = 50) -> Utterance:
