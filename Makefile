@@ -74,6 +74,7 @@ train-tiny: setup ## Train eagle-tiny from nothing into runs/function-calling (8
 	$(RUN) -m training.assemble --preset eagle-tiny --weights runs/towers-vision runs/towers-audio --output runs/start
 	$(SFT)/copy/tiny.yaml
 	$(SFT)/respell/tiny.yaml
+	$(SFT)/in-context/tiny.yaml
 	$(SFT)/language/tiny.yaml
 	$(SFT)/align/tiny.yaml
 	$(SFT)/pretrain/tiny.yaml

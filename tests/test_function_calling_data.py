@@ -93,6 +93,19 @@ def test_no_function_is_defined_in_both_splits():
     assert len(evaluated) == 40 and not evaluated & train
 
 
+def test_masked_requests_ask_once_for_each_function_under_names_of_any_words():
+    drawn = [function_calling.masked_request(random.Random(number), "train") for number in range(200)]
+    heard = {world.split("function", *function_of(tool)) for row in drawn for tool in json.loads(row["tools"])}
+    assert heard == {"train"}
+    for row in drawn:
+        defined = {tool["function"]["name"]: tool["function"] for tool in json.loads(row["tools"])}
+        called = calls(row)
+        assert sorted(call["name"] for call in called) == sorted(defined)
+        assert [why for call in called if (why := violation(call, defined[call["name"]]))] == []
+    names = {word for row in drawn for tool in json.loads(row["tools"]) for word in tool["function"]["name"].split("_")}
+    assert len(names) > 300 and names <= set(world.WORDS)
+
+
 def test_no_wording_is_heard_in_both_splits():
     numbers = {
         split: {n for n in range(len(function_calling.WORDINGS)) if world.split("phrasing", "function", n) == split}

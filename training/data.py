@@ -40,7 +40,7 @@ from training.synthesis.pictures import CROP
 
 LARGE_PICTURES = {"sign": 0.3, "code": 0.3, "spoken_picture": 0.15}  # share of a skill's pictures with several crops
 SOURCE_KEYS = {"path", "weight", "adapter"}
-UNEVEN = {"in_context_request": 8, "mixed_request": 8}  # batches of a skill that are drawn, and sorted by length, together
+UNEVEN = {"masked_request": 8, "in_context_request": 8, "mixed_request": 8}  # batches of a skill that are drawn, and sorted by length, together
 PATIENCE = 100  # batches without one usable row after which a source is given up
 
 

@@ -40,6 +40,7 @@ NAMES = """
     {verb}_{thing} {verb}_{thing} {verb}_{thing} {thing}_{verb} {verb}_the_{thing} {word}_{verb}_{thing} {verb}_{thing}_{word}
 """.split()
 PARAMETER_NAMES = "{name} {name} {name} {name} {thing}_{name} {word}_{name} new_{name}".split()
+MASKED_NAMES, MASKED_PARAMETER_NAMES = ("{word}", "{word}_{other}"), ("{word}_{name}", "{name}_{word}")
 WORDINGS = world.lines("""
     {}
     please {}
@@ -58,6 +59,7 @@ STATES = "ready new clean full empty broken safe early late perfect".split()  # 
 REFUSAL = "we can not do that"
 # Functions of a catalogue. To read out names is learnt where there are few, long before one is found among many.
 SIZES = {"train": (1, 1, 2, 2, 3, 3, 4, 6, 8, 12), "test": (2, 3, 3, 4, 4, 5, 6, 8, 10, 12)}
+MASKED_SIZES = (1, 1, 2, 2, 3)
 REQUESTS = 6  # of a conversation in training
 SPOKEN, FOLLOWED = 0.5, 0.2  # shares of multimodal rows: the request is heard; the function's result follows
 
@@ -183,8 +185,11 @@ class Known:
 ASSISTANT = tuple(Known(name) for name in assistant.ASSISTANT)
 
 
-def draw_function(rng: random.Random, split: str, others: Sequence[Drawn]) -> Drawn:
-    """A function of the split; half the time with the verb or the thing of one of the others, so that both count."""
+def draw_function(rng: random.Random, split: str, others: Sequence[Drawn], masked: bool = False) -> Drawn:
+    """A function of the split; half the time with the verb or the thing of one of the others, so that both count.
+
+    `masked`: under a name that its description does not give away, so that it has to be looked up (Hammer, arXiv 2410.04587).
+    """
     while True:
         verb, thing = rng.choice(VERBS), rng.choice(THINGS)
         if others and rng.random() < 0.5:
@@ -192,25 +197,29 @@ def draw_function(rng: random.Random, split: str, others: Sequence[Drawn]) -> Dr
             verb, thing = rng.choice(((other.verb, thing), (verb, other.thing)))
         if world.split("function", verb, thing) == split and (verb, thing) not in [(o.verb, o.thing) for o in others]:
             break
-    name = rng.choice(NAMES).format(verb=verb, thing=thing, word=rng.choice(WORDS))
+    names, words = (MASKED_NAMES, world.WORDS) if masked else (NAMES, WORDS)
+    name = rng.choice(names).format(verb=verb, thing=thing, word=rng.choice(words), other=rng.choice(words))
     kinds = rng.sample(KINDS, rng.choice((0, 1, 1, 2, 2, 3)))
-    return Drawn(verb, thing, name, tuple(draw_parameter(rng, kind, thing) for kind in kinds))
+    return Drawn(verb, thing, name, tuple(draw_parameter(rng, kind, thing, masked) for kind in kinds))
 
 
-def draw_parameter(rng: random.Random, kind: Kind, thing: str) -> Parameter:
+def draw_parameter(rng: random.Random, kind: Kind, thing: str, masked: bool) -> Parameter:
     """One in five is optional, as are all that are true or false; some list the few values they take."""
-    name = rng.choice(PARAMETER_NAMES).format(name=rng.choice(kind.names), thing=thing, word=rng.choice(WORDS))
+    names, words = (MASKED_PARAMETER_NAMES, world.WORDS) if masked else (PARAMETER_NAMES, WORDS)
+    name = rng.choice(names).format(name=rng.choice(kind.names), thing=thing, word=rng.choice(words))
     value = next(iter(kind.said.values()))
     listed = "mode" in kind.names or (isinstance(value, str) and rng.random() < 0.25)
     said = {words: kind.said[words] for words in rng.sample(list(kind.said), 3)} if listed else kind.said
     return Parameter(name, kind, not isinstance(value, bool) and rng.random() < 0.8, said)
 
 
-def catalogue(rng: random.Random, split: str, count: int, start: Sequence[Drawn] = ()) -> list[Drawn]:
+def catalogue(
+    rng: random.Random, split: str, count: int, start: Sequence[Drawn] = (), masked: bool = False
+) -> list[Drawn]:
     """`count` functions in random order, those of `start` among them; no two do the same or have one name."""
     functions = list(start)
     while len(functions) < count:
-        function = draw_function(rng, split, functions)
+        function = draw_function(rng, split, functions, masked)
         if function.name not in [other.name for other in functions]:
             functions.append(function)
     return rng.sample(functions, count)
@@ -334,6 +343,17 @@ def in_context_request(rng: random.Random, split: str) -> dict:
     """Requests for functions that the prompt defines."""
     functions = catalogue(rng, split, rng.choice(SIZES[split]))
     return conversation(turns(rng, split, functions, IN_CONTEXT), functions, "in_context")
+
+
+def masked_request(rng: random.Random, split: str) -> dict:
+    """Requests for functions whose names and parameters the prompt alone tells, each once: nothing helps but to look them up.
+
+    Training only.
+    """
+    functions = catalogue(rng, split, rng.choice(MASKED_SIZES), masked=True)
+    kinds = [(simple, [function]) for function in rng.sample(functions, len(functions))]
+    kinds.insert(rng.choice((0, len(kinds))), (listed, functions))
+    return conversation([message for turn, asked in kinds for message in turn(rng, split, asked)], functions, "in_context")
 
 
 def mixed_request(rng: random.Random, split: str) -> dict:

@@ -336,7 +336,8 @@ SKILLS = {
     for function in (
         *(sign, code, sentence, chart, scene, clip, spoken_picture, fact, spoken_fact, request),
         *(page, bars, things, dictation, echo, respell),
-        *(function_calling.in_context_request, function_calling.mixed_request, function_calling.multimodal_request),
+        *(function_calling.masked_request, function_calling.in_context_request),
+        *(function_calling.mixed_request, function_calling.multimodal_request),
     )
 }
 
