@@ -1,5 +1,6 @@
 """Function calling: what is drawn is held out, its calls fit their definitions and can be read off the request, and it scores."""
 
+import hashlib
 import json
 import random
 import re
@@ -84,6 +85,12 @@ def test_the_same_seed_gives_the_same_bytes(setting):
     )
     for row in first:
         shards.check_row(row)
+
+
+def test_held_out_rows_stay_the_ones_that_scores_were_measured_on():
+    drawn = {setting: json.dumps(rows(setting, "test", 200)).encode() for setting in ("in_context", "mixed")}
+    digests = {setting: hashlib.sha256(written).hexdigest()[:12] for setting, written in drawn.items()}
+    assert digests == {"in_context": "5de5c2fcb4e4", "mixed": "48c06ad441f2"}
 
 
 def test_no_function_is_defined_in_both_splits():

@@ -40,7 +40,6 @@ NAMES = """
     {verb}_{thing} {verb}_{thing} {verb}_{thing} {thing}_{verb} {verb}_the_{thing} {word}_{verb}_{thing} {verb}_{thing}_{word}
 """.split()
 PARAMETER_NAMES = "{name} {name} {name} {name} {thing}_{name} {word}_{name} new_{name}".split()
-MASKED_NAMES, MASKED_PARAMETER_NAMES = ("{word}", "{word}_{other}"), ("{word}_{name}", "{name}_{word}")
 WORDINGS = world.lines("""
     {}
     please {}
@@ -197,15 +196,17 @@ def draw_function(rng: random.Random, split: str, others: Sequence[Drawn], maske
             verb, thing = rng.choice(((other.verb, thing), (verb, other.thing)))
         if world.split("function", verb, thing) == split and (verb, thing) not in [(o.verb, o.thing) for o in others]:
             break
-    names, words = (MASKED_NAMES, world.WORDS) if masked else (NAMES, WORDS)
-    name = rng.choice(names).format(verb=verb, thing=thing, word=rng.choice(words), other=rng.choice(words))
+    if masked:
+        name = "_".join(rng.sample(world.WORDS, rng.choice((1, 2))))
+    else:
+        name = rng.choice(NAMES).format(verb=verb, thing=thing, word=rng.choice(WORDS))
     kinds = rng.sample(KINDS, rng.choice((0, 1, 1, 2, 2, 3)))
     return Drawn(verb, thing, name, tuple(draw_parameter(rng, kind, thing, masked) for kind in kinds))
 
 
 def draw_parameter(rng: random.Random, kind: Kind, thing: str, masked: bool) -> Parameter:
     """One in five is optional, as are all that are true or false; some list the few values they take."""
-    names, words = (MASKED_PARAMETER_NAMES, world.WORDS) if masked else (PARAMETER_NAMES, WORDS)
+    names, words = (("{word}_{name}", "{name}_{word}"), world.WORDS) if masked else (PARAMETER_NAMES, WORDS)
     name = rng.choice(names).format(name=rng.choice(kind.names), thing=thing, word=rng.choice(words))
     value = next(iter(kind.said.values()))
     listed = "mode" in kind.names or (isinstance(value, str) and rng.random() < 0.25)
@@ -346,7 +347,7 @@ def in_context_request(rng: random.Random, split: str) -> dict:
 
 
 def masked_request(rng: random.Random, split: str) -> dict:
-    """Requests for functions whose names and parameters the prompt alone tells, each once: nothing helps but to look them up.
+    """Requests for functions whose names and parameters the prompt alone tells, each asked for once, and all of them listed.
 
     Training only.
     """
