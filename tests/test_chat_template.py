@@ -13,7 +13,12 @@ from transformers import AddedToken, AutoTokenizer
 from tokenizer.build import SPECIAL_TOKENS
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = [{"type": "function", "function": {"name": "open_door", "parameters": {"type": "object", "properties": {}}}}]
+FUNCTION = {"name": "open_door", "description": "Open it.", "parameters": {"type": "object", "properties": {}}}
+TOOLS = [{"type": "function", "function": FUNCTION}, {"name": "wait", "strict": True}]
+LISTED = (
+    '<|tool|>[{"description": "Open it.", "name": "open_door", "parameters": {"type": "object", "properties": {}}}, '
+    '{"name": "wait", "strict": true}]<|/tool|>'
+)
 CALL = {"type": "function", "function": {"name": "open_door", "arguments": {"room": "attic", "level": 3}}}
 TEXT = '{"room": "attic", "level": 3}'
 
@@ -56,12 +61,11 @@ def test_turns(tokenizer):
 
 
 def test_tools_stand_in_the_system_turn(tokenizer):
-    listed = f"<|tool|>{json.dumps(TOOLS)}<|/tool|>"
     messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "open"}]
     rendered = tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
-    assert rendered == f"<|system|>\nbe kind{listed}<|end|>\n<|user|>\nopen<|end|>\n"
+    assert rendered == f"<|system|>\nbe kind{LISTED}<|end|>\n<|user|>\nopen<|end|>\n"
     rendered = tokenizer.apply_chat_template(messages[1:], tools=TOOLS, tokenize=False)
-    assert rendered == f"<|system|>\n{listed}<|end|>\n<|user|>\nopen<|end|>\n"
+    assert rendered == f"<|system|>\n{LISTED}<|end|>\n<|user|>\nopen<|end|>\n"
 
 
 @pytest.mark.parametrize("call", [CALL, CALL["function"], {"name": "open_door", "arguments": TEXT}])
@@ -215,10 +219,10 @@ def test_escaped_text_is_all_there(texts):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.dictionaries(hostile, values), hostile)
-def test_json_of_tools_and_calls_reads_back_exactly(arguments, name):
-    call = {"name": name, "arguments": arguments}
-    rendered = render([{"role": "assistant", "tool_calls": [{"function": call}]}], tools=[{"function": call}])
+@given(st.dictionaries(hostile, values), hostile, st.dictionaries(hostile, values))
+def test_json_of_tools_and_calls_reads_back_exactly(arguments, name, described):
+    call, function = {"name": name, "arguments": arguments}, {"name": name, "description": name} | described
+    rendered = render([{"role": "assistant", "tool_calls": [{"function": call}]}], tools=[{"function": function}, described])
     listed = rendered.partition("<|tool|>")[2].partition("<|/tool|>")[0]
     called = rendered.partition("<|tool_call|>")[2].partition("<|/tool_call|>")[0]
-    assert (json.loads(listed), json.loads(called)) == ([{"function": call}], call)
+    assert (json.loads(listed), json.loads(called)) == ([function, described], call)

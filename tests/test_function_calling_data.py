@@ -87,10 +87,15 @@ def test_the_same_seed_gives_the_same_bytes(setting):
         shards.check_row(row)
 
 
-def test_held_out_rows_stay_the_ones_that_scores_were_measured_on():
-    drawn = {setting: json.dumps(rows(setting, "test", 200)).encode() for setting in ("in_context", "mixed")}
-    digests = {setting: hashlib.sha256(written).hexdigest()[:12] for setting, written in drawn.items()}
-    assert digests == {"in_context": "5de5c2fcb4e4", "mixed": "48c06ad441f2"}
+def asked(row: dict) -> list:
+    """What a row's prompts hold but for earlier answers, and its calls."""
+    return [row["tools"], [message for message in row["messages"] if message["role"] == "user"], calls(row)]
+
+
+def test_held_out_requests_stay_the_ones_that_scores_were_measured_on():
+    drawn = {name: [asked(row) for row in rows(name, "test", 200)] for name in ("in_context", "mixed")}
+    digests = {name: hashlib.sha256(json.dumps(some).encode()).hexdigest()[:12] for name, some in drawn.items()}
+    assert digests == {"in_context": "d1c75bf0289f", "mixed": "77ce63abb2a5"}
 
 
 def test_no_function_is_defined_in_both_splits():

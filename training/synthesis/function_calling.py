@@ -139,12 +139,18 @@ class Drawn:
     parameters: tuple[Parameter, ...]
 
     @property
+    def description(self) -> str:
+        return f"{self.verb.capitalize()} the {self.thing}."
+
+    @property
     def definition(self) -> dict:
         properties = {parameter.name: parameter.schema for parameter in self.parameters}
         required = [parameter.name for parameter in self.parameters if parameter.required]
         schema = {"type": "object", "properties": properties, "required": required}
-        description = f"{self.verb.capitalize()} the {self.thing}."
-        return {"type": "function", "function": {"name": self.name, "description": description, "parameters": schema}}
+        return {
+            "type": "function",
+            "function": {"name": self.name, "description": self.description, "parameters": schema},
+        }
 
     def values(self, rng: random.Random) -> Values:
         """One for each parameter, but for half of those that may be left out."""
@@ -237,9 +243,16 @@ def said(answer: str) -> dict:
     return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
 
 
-def called(*calls: dict) -> dict:
+def called(functions: Sequence["Drawn | Known"], *calls: dict) -> dict:
+    """The calls, after what those functions do that a definition describes.
+
+    To say that first turns the choice among functions into copying: the words of the request lead to the definition that
+    has them, and its name is what comes next (docs/LOG.md).
+    """
     wrapped = [{"type": "function", "function": call} for call in calls]
-    return {"role": "assistant", "content": "", "tool_calls": json.dumps(wrapped)}
+    described = " ".join(function.description for function in functions if isinstance(function, Drawn))
+    content = [{"type": "text", "text": described}] if described else ""
+    return {"role": "assistant", "content": content, "tool_calls": json.dumps(wrapped)}
 
 
 def worded(rng: random.Random, split: str, text: str) -> str:
@@ -266,28 +279,30 @@ def returned(rng: random.Random, function: Drawn) -> list[dict]:
 
 
 def simple(rng: random.Random, split: str, functions: Sequence[Drawn]) -> list[dict]:
-    text, call = request(rng, split, rng.choice(functions))
-    return [user(rng, text), called(call)]
+    function = rng.choice(functions)
+    text, call = request(rng, split, function)
+    return [user(rng, text), called([function], call)]
 
 
 def parallel(rng: random.Random, split: str, functions: Sequence[Drawn | Known]) -> list[dict]:
     """Two calls at once, of one function where there is no other."""
     pair = rng.sample(functions, 2) if len(functions) > 1 else [*functions, *functions]
     (first, one), (second, other) = (function.ask(rng, split) for function in pair)
-    return [user(rng, f"{first} and {second}"), called(one, other)]
+    return [user(rng, f"{first} and {second}"), called(pair, one, other)]
 
 
 def followed(rng: random.Random, split: str, functions: Sequence[Drawn]) -> list[dict]:
     """A call and its result."""
     function = rng.choice(functions)
     text, call = request(rng, split, function)
-    return [user(rng, text), called(call), *returned(rng, function)]
+    return [user(rng, text), called([function], call), *returned(rng, function)]
 
 
 def irrelevant(rng: random.Random, split: str, functions: Sequence[Drawn]) -> list[dict]:
     """A request that no function on offer does."""
-    text, _ = request(rng, split, draw_function(rng, split, functions))
-    return [user(rng, text), said(REFUSAL)]
+    function = draw_function(rng, split, functions)
+    text, _ = request(rng, split, function)
+    return [user(rng, text), said(f"{function.description} {REFUSAL}")]
 
 
 def missing(rng: random.Random, split: str, functions: Sequence[Drawn]) -> list[dict]:
@@ -299,8 +314,8 @@ def missing(rng: random.Random, split: str, functions: Sequence[Drawn]) -> list[
     values = function.values(rng)
     left_out, words = rng.choice([value for value in values if value[0].required])
     text = function.text(rng, [value for value in values if value[0] is not left_out])
-    question = f"please tell me the {left_out.spoken_name}"
-    answer = [user(rng, left_out.kind.clause.format(words)), called(function.call(values))]
+    question = f"{function.description} please tell me the {left_out.spoken_name}"
+    answer = [user(rng, left_out.kind.clause.format(words)), called([function], function.call(values))]
     return [user(rng, worded(rng, split, text)), said(question), *answer]
 
 
@@ -394,7 +409,7 @@ def spoken(rng: random.Random, split: str) -> dict:
         functions = catalogue(rng, split, rng.choice(SIZES[split]), [function])
     text, call = request(rng, split, function)
     waveform, sound = heard(rng, split, text)
-    messages = [{"role": "user", "content": [{"type": "audio"}]}, called(call)]
+    messages = [{"role": "user", "content": [{"type": "audio"}]}, called([function], call)]
     if functions and rng.random() < FOLLOWED:
         messages += returned(rng, function)
     row = conversation(messages, functions, "multimodal", audios=[waveform])
@@ -455,7 +470,7 @@ def shown(rng: random.Random, split: str) -> dict:
     values[place] = parameter, found.words
     message = user(rng, worded(rng, split, f"{text} and take the {parameter.spoken_name} from the {found.source}"))
     message["content"].insert(0, {"type": "image" if "images" in found.media else "audio"})
-    messages = [message, called(function.call(values))]
+    messages = [message, called([function], function.call(values))]
     if rng.random() < FOLLOWED:
         messages += returned(rng, function)
     row = conversation(messages, catalogue(rng, split, rng.choice(SIZES[split]), [function]), "multimodal", **found.media)
