@@ -17,7 +17,7 @@ from training.synthesis import samples
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*/*.yaml"))
 STAGES = [path for path in RECIPES if path.parent.name != "towers"]
-OF_THE_HUB = ("copy", "respell", "in-context", "language")  # what the full-size model has learnt before
+OF_THE_HUB = ("copy", "respell", "look-up", "in-context", "language")  # what the full-size model has learnt before
 
 
 def names(paths):

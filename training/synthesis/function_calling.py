@@ -58,7 +58,7 @@ STATES = "ready new clean full empty broken safe early late perfect".split()  # 
 REFUSAL = "we can not do that"
 # Functions of a catalogue. To read out names is learnt where there are few, long before one is found among many.
 SIZES = {"train": (1, 1, 2, 2, 3, 3, 4, 6, 8, 12), "test": (2, 3, 3, 4, 4, 5, 6, 8, 10, 12)}
-MASKED_SIZES = (1, 1, 2, 2, 3)
+MASKED_SIZES = (1, 2, 2, 3, 3, 4, 5, 6)
 REQUESTS = 6  # of a conversation in training
 SPOKEN, FOLLOWED = 0.5, 0.2  # shares of multimodal rows: the request is heard; the function's result follows
 
@@ -206,7 +206,7 @@ def draw_function(rng: random.Random, split: str, others: Sequence[Drawn], maske
         name = "_".join(rng.sample(world.WORDS, rng.choice((1, 2))))
     else:
         name = rng.choice(NAMES).format(verb=verb, thing=thing, word=rng.choice(WORDS))
-    kinds = rng.sample(KINDS, rng.choice((0, 1, 1, 2, 2, 3)))
+    kinds = rng.sample(KINDS, rng.choice((0, 0, 0, 1, 1, 2) if masked else (0, 1, 1, 2, 2, 3)))
     return Drawn(verb, thing, name, tuple(draw_parameter(rng, kind, thing, masked) for kind in kinds))
 
 

@@ -10,6 +10,7 @@ turns, where one picture or little text answers many questions. Everything follo
 """
 
 import argparse
+import itertools
 import json
 import random
 from pathlib import Path
@@ -27,6 +28,18 @@ VALUE_QUESTIONS = ("what is the value of {}", "tell me the value of {}", "how mu
 TRANSCRIBE = ("Write down what you hear.", "What is said?", "Transcribe the speech.")
 LONGEST_DICTATION = 29  # seconds; one window of the audio tower holds 30
 ECHO = "say again:"
+# Of words in a form: what stands before them, between them by turns, and after them.
+FORMS = {
+    "words": ("", [" "], ""),
+    "a row": ("", [", "], ""),
+    "lines": ("", ["\n"], ""),
+    "a name": ("", ["_"], ""),
+    "a list": ('["', ['", "'], '"]'),
+    "pairs": ("", [": ", "\n"], ""),
+    "an object": ('{"', ['": "', '", "'], '"}'),
+    "functions": ('[{"description": "', ['.", "name": "', '"}, {"description": "'], '"}]'),
+    "calls": ("", ['. {"name": "', '"}\n'], '"}'),
+}
 COUNT_ALL = "how many shapes are there"
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 
@@ -290,17 +303,66 @@ def echo(rng: random.Random, split: str) -> dict:
 
 
 def respell(rng: random.Random, split: str) -> dict:
-    """Words in writing, 4 times in a row, as the tokens in which function calls hold them: in quotes, or in one name.
+    """Words in writing, 4 times in a row, told again in another form: other signs between them, as function calls have them.
 
     Training only.
     """
     turns = []
     for _ in range(4):
-        words = rng.choices(world.WORDS, k=rng.randint(2, 12))
-        form, answer = rng.choice((("as a list", json.dumps(words)), ("as a name", "_".join(words))))
-        turns.append((f"{form}: {' '.join(words)}", answer))
+        words = rng.sample(world.WORDS, 2 * rng.randint(1, 6))
+        written, wanted = rng.choice(list(FORMS)), rng.choice(list(FORMS))
+        turns.append((f"as {wanted}: {in_form(written, words)}", in_form(wanted, words)))
     sample = row(rng, [("text", turns[0][0])], turns[0][1])
     return more_turns(rng, sample, [(question, said(answer)) for question, answer in turns[1:]])
+
+
+def in_form(form: str, words: list[str]) -> str:
+    start, signs, end = FORMS[form]
+    between = itertools.islice(itertools.cycle(signs), len(words) - 1)
+    return start + "".join(word + sign for word, sign in zip(words, [*between, end], strict=True))
+
+
+def draw_thing(rng: random.Random, others: list[str]) -> str:
+    """Two words, half the time one of them another thing's, so that both count; or what a function of the training split does."""
+    if rng.random() < 0.5:
+        function = function_calling.draw_function(rng, "train", ())
+        return f"{function.verb} the {function.thing}"
+    words = rng.sample(world.WORDS, 2)
+    if others and rng.random() < 0.5:
+        other = rng.choice(others).split()
+        words = rng.choice(([other[0], words[1]], [words[0], other[-1]]))
+    return rng.choice(("{} {}", "{} the {}")).format(*words)
+
+
+def look_up(rng: random.Random, split: str) -> dict:
+    """Names in a table or of functions, each asked for by what it stands for, and all at once: what a function call does, bare.
+
+    Training only.
+    """
+    names = {}
+    for _ in range(rng.randint(1, 6)):
+        names[draw_thing(rng, list(names))] = "_".join(rng.sample(world.WORDS, rng.randint(1, 2)))
+    written = rng.choice((str, str.capitalize))
+    descriptions = {thing: f"{written(thing)}." for thing in names}
+    lines = {thing: said(f"{thing}: {name}") for thing, name in names.items()}
+    calls = {
+        thing: called({"name": name, "arguments": {}}) | {"content": said(descriptions[thing])["content"]}
+        for thing, name in names.items()
+    }
+    answers, worded = rng.choice((lines, calls, calls)), rng.random() < 0.5
+    things = rng.sample(list(names), len(names))
+    turns = [(function_calling.worded(rng, split, thing) if worded else f"say {thing}", answers[thing]) for thing in things]
+    listed = "\n".join(f"{thing}: {name}" for thing, name in names.items())
+    turns.insert(rng.choice((0, len(turns))), ("say all", said(listed)))
+    (question, answer), *others = turns
+    table = rng.choice((f"{listed}\n", f"{json.dumps(names)}\n", "", ""))
+    sample = row(rng, [("text", f"{table}{question}")], "")
+    sample["messages"][1] = answer
+    if not table:
+        schema = rng.choice(({}, {"parameters": {"type": "object", "properties": {}, "required": []}}))
+        functions = [{"name": name, "description": descriptions[thing]} | schema for thing, name in names.items()]
+        sample["tools"] = json.dumps([{"type": "function", "function": function} for function in functions])
+    return more_turns(rng, sample, others)
 
 
 def request(rng: random.Random, split: str) -> dict:
@@ -335,7 +397,7 @@ SKILLS = {
     function.__name__: function
     for function in (
         *(sign, code, sentence, chart, scene, clip, spoken_picture, fact, spoken_fact, request),
-        *(page, bars, things, dictation, echo, respell),
+        *(page, bars, things, dictation, echo, respell, look_up),
         *(function_calling.masked_request, function_calling.in_context_request),
         *(function_calling.mixed_request, function_calling.multimodal_request),
     )
