@@ -13,7 +13,7 @@ from eval.metrics.function_calling.function_calling import failure
 from eval.task import load_tasks
 from training import shards
 from training.collator import EagleCollator
-from training.synthesis import assistant, function_calling, world
+from training.synthesis import assistant, function_calling, samples, world
 from training.synthesis.voices import HELD_OUT_VOICES
 
 ROOT = "."
@@ -116,6 +116,49 @@ def test_masked_requests_ask_once_for_each_function_under_names_of_any_words():
         assert [why for call in called if (why := violation(call, defined[call["name"]]))] == []
     names = {word for row in drawn for tool in json.loads(row["tools"]) for word in tool["function"]["name"].split("_")}
     assert len(names) > 300 and names <= set(world.WORDS)
+
+
+def test_look_up_answers_with_the_name_beside_what_is_asked_for():
+    kinds = set()
+    for number in range(200):
+        row = samples.look_up(random.Random(number), "train")
+        questions = [message["content"][0]["text"] for message in row["messages"] if message["role"] == "user"]
+        table, _, questions[0] = questions[0].rpartition("\n")
+        if "tools" in row:
+            functions = [tool["function"] for tool in json.loads(row["tools"])]
+            names = {function["description"].lower().removesuffix("."): function["name"] for function in functions}
+        else:
+            pairs = json.loads(table) if table.startswith("{") else dict(line.split(": ") for line in table.split("\n"))
+            names = {thing.lower(): name for thing, name in pairs.items()}
+        *answers, listed = [message for message in row["messages"] if message["role"] == "assistant"]
+        for question, answer in zip(questions, answers):
+            text = answer["content"][0]["text"].lower()
+            if answer.get("tool_calls"):
+                (call,) = json.loads(answer["tool_calls"])
+                thing, name = text.removesuffix("."), call["function"]["name"]
+            else:
+                thing, _, name = text.partition(": ")
+            assert thing in question.lower() and names[thing] == name
+            kinds.add(("tools" in row, table[:1] == "{", "tool_calls" in answer))
+        assert len(answers) == len(names) == len(listed["content"][0]["text"].split("\n"))
+    assert len(kinds) == 6, "functions, an object or lines, answered by a call or a line"
+
+
+def test_look_up_names_no_held_out_function():
+    things = ["push the door"]
+    for number in range(2000):
+        things.append(samples.draw_thing(random.Random(number), things))
+    words = [thing.replace(" the ", " ").split() for thing in things[1:] if not thing.endswith(" the")]
+    assert {world.split("function", *pair) for pair in words} == {"train"}
+    assert sum(verb in function_calling.VERBS and thing in function_calling.THINGS for verb, thing in words) > 900
+
+
+@pytest.mark.parametrize("form", samples.FORMS)
+def test_words_in_a_form_can_be_read_again(form):
+    written = samples.in_form(form, ["door", "lion", "cup", "run"])
+    assert re.findall(r"door|lion|cup|run", written) == ["door", "lion", "cup", "run"]
+    if written[0] in "[{":
+        json.loads(written)
 
 
 def test_no_wording_is_heard_in_both_splits():

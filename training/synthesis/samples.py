@@ -323,19 +323,21 @@ def in_form(form: str, words: list[str]) -> str:
 
 
 def draw_thing(rng: random.Random, others: list[str]) -> str:
-    """Two words, half the time one of them another thing's, so that both count; or what a function of the training split does."""
+    """Two words, none that a held-out function goes by: what a function does, or any, half the time one of another thing's."""
     if rng.random() < 0.5:
         function = function_calling.draw_function(rng, "train", ())
         return f"{function.verb} the {function.thing}"
-    words = rng.sample(world.WORDS, 2)
-    if others and rng.random() < 0.5:
-        other = rng.choice(others).split()
-        words = rng.choice(([other[0], words[1]], [words[0], other[-1]]))
-    return rng.choice(("{} {}", "{} the {}")).format(*words)
+    while True:
+        words = rng.sample(world.WORDS, 2)
+        if others and rng.random() < 0.5:
+            other = rng.choice(others).split()
+            words = rng.choice(([other[0], words[1]], [words[0], other[-1]]))
+        if world.split("function", *words) == "train":
+            return rng.choice(("{} {}", "{} the {}")).format(*words)
 
 
 def look_up(rng: random.Random, split: str) -> dict:
-    """Names in a table or of functions, each asked for by what it stands for, and all at once: what a function call does, bare.
+    """Names in a table or of functions, each asked for by what it stands for, then all: what a function call does, bare.
 
     Training only.
     """
@@ -353,7 +355,7 @@ def look_up(rng: random.Random, split: str) -> dict:
     things = rng.sample(list(names), len(names))
     turns = [(function_calling.worded(rng, split, thing) if worded else f"say {thing}", answers[thing]) for thing in things]
     listed = "\n".join(f"{thing}: {name}" for thing, name in names.items())
-    turns.insert(rng.choice((0, len(turns))), ("say all", said(listed)))
+    turns.append(("say all", said(listed)))  # last: before, the answers could be copied from here
     (question, answer), *others = turns
     table = rng.choice((f"{listed}\n", f"{json.dumps(names)}\n", "", ""))
     sample = row(rng, [("text", f"{table}{question}")], "")
