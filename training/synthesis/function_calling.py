@@ -193,7 +193,8 @@ ASSISTANT = tuple(Known(name) for name in assistant.ASSISTANT)
 def draw_function(rng: random.Random, split: str, others: Sequence[Drawn], masked: bool = False) -> Drawn:
     """A function of the split; half the time with the verb or the thing of one of the others, so that both count.
 
-    `masked`: under a name that its description does not give away, so that it has to be looked up (Hammer, arXiv 2410.04587).
+    `masked`: under a name that its description does not give away, so that it has to be looked up (Hammer, arXiv 2410.04587);
+    half of these take nothing.
     """
     while True:
         verb, thing = rng.choice(VERBS), rng.choice(THINGS)
