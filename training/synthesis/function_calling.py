@@ -247,8 +247,8 @@ def said(answer: str) -> dict:
 def called(functions: Sequence["Drawn | Known"], *calls: dict) -> dict:
     """The calls, after what those functions do that a definition describes.
 
-    To say that first turns the choice among functions into copying: the words of the request lead to the definition that
-    has them, and its name is what comes next (docs/LOG.md).
+    Said first, that lets the choice among functions be copying: the words of the request lead to the definition that has
+    them, and its name is what comes next (docs/LOG.md).
     """
     wrapped = [{"type": "function", "function": call} for call in calls]
     described = " ".join(function.description for function in functions if isinstance(function, Drawn))
