@@ -119,7 +119,7 @@ def test_masked_requests_ask_once_for_each_function_under_names_of_any_words():
 
 
 def test_look_up_answers_with_the_name_beside_what_is_asked_for():
-    kinds = set()
+    kinds, schemas = set(), set()
     for number in range(200):
         row = samples.look_up(random.Random(number), "train")
         questions = [message["content"][0]["text"] for message in row["messages"] if message["role"] == "user"]
@@ -127,6 +127,9 @@ def test_look_up_answers_with_the_name_beside_what_is_asked_for():
         if "tools" in row:
             functions = [tool["function"] for tool in json.loads(row["tools"])]
             names = {function["description"].lower().removesuffix("."): function["name"] for function in functions}
+            taken = [function["parameters"] for function in functions if "parameters" in function]
+            assert len(taken) in (0, len(functions)) and not any(schema["required"] for schema in taken)
+            schemas.add((bool(taken), any(schema["properties"] for schema in taken)))
         else:
             pairs = json.loads(table) if table.startswith("{") else dict(line.split(": ") for line in table.split("\n"))
             names = {thing.lower(): name for thing, name in pairs.items()}
@@ -142,6 +145,7 @@ def test_look_up_answers_with_the_name_beside_what_is_asked_for():
             kinds.add(("tools" in row, table[:1] == "{", "tool_calls" in answer))
         assert len(answers) == len(names) == len(listed["content"][0]["text"].split("\n"))
     assert len(kinds) == 6, "functions, an object or lines, answered by a call or a line"
+    assert len(schemas) == 3, "without a schema, with one that takes nothing, with parameters"
 
 
 def test_look_up_names_no_held_out_function():

@@ -58,7 +58,7 @@ STATES = "ready new clean full empty broken safe early late perfect".split()  # 
 REFUSAL = "we can not do that"
 # Functions of a catalogue. To read out names is learnt where there are few, long before one is found among many.
 SIZES = {"train": (1, 1, 2, 2, 3, 3, 4, 6, 8, 12), "test": (2, 3, 3, 4, 4, 5, 6, 8, 10, 12)}
-MASKED_SIZES = (1, 2, 2, 3, 3, 4, 5, 6)
+MASKED_SIZES = (1, 2, 3, 4, 4, 5, 6, 8)
 REQUESTS = 6  # of a conversation in training
 SPOKEN, FOLLOWED = 0.5, 0.2  # shares of multimodal rows: the request is heard; the function's result follows
 
@@ -126,6 +126,13 @@ class Parameter:
         return self.name.replace("_", " ")
 
 
+def schema(parameters: Sequence[Parameter]) -> dict:
+    """What a function takes."""
+    properties = {parameter.name: parameter.schema for parameter in parameters}
+    required = [parameter.name for parameter in parameters if parameter.required]
+    return {"type": "object", "properties": properties, "required": required}
+
+
 Values = list[tuple[Parameter, str]]  # what is said for each parameter that gets a value
 
 
@@ -144,13 +151,8 @@ class Drawn:
 
     @property
     def definition(self) -> dict:
-        properties = {parameter.name: parameter.schema for parameter in self.parameters}
-        required = [parameter.name for parameter in self.parameters if parameter.required]
-        schema = {"type": "object", "properties": properties, "required": required}
-        return {
-            "type": "function",
-            "function": {"name": self.name, "description": self.description, "parameters": schema},
-        }
+        function = {"name": self.name, "description": self.description, "parameters": schema(self.parameters)}
+        return {"type": "function", "function": function}
 
     def values(self, rng: random.Random) -> Values:
         """One for each parameter, but for half of those that may be left out."""

@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -342,7 +343,7 @@ def look_up(rng: random.Random, split: str) -> dict:
     Training only.
     """
     names = {}
-    for _ in range(rng.randint(1, 6)):
+    for _ in range(rng.choice(function_calling.MASKED_SIZES)):
         names[draw_thing(rng, list(names))] = "_".join(rng.sample(world.WORDS, rng.randint(1, 2)))
     written = rng.choice((str, str.capitalize))
     descriptions = {thing: f"{written(thing)}." for thing in names}
@@ -357,14 +358,24 @@ def look_up(rng: random.Random, split: str) -> dict:
     listed = "\n".join(f"{thing}: {name}" for thing, name in names.items())
     turns.append(("say all", said(listed)))  # last: before, the answers could be copied from here
     (question, answer), *others = turns
-    table = rng.choice((f"{listed}\n", f"{json.dumps(names)}\n", "", ""))
+    table = rng.choice((f"{listed}\n", f"{json.dumps(names)}\n", "", "", ""))
     sample = row(rng, [("text", f"{table}{question}")], "")
     sample["messages"][1] = answer
     if not table:
-        schema = rng.choice(({}, {"parameters": {"type": "object", "properties": {}, "required": []}}))
-        functions = [{"name": name, "description": descriptions[thing]} | schema for thing, name in names.items()]
+        functions = defined(rng, {name: descriptions[thing] for thing, name in names.items()})
         sample["tools"] = json.dumps([{"type": "function", "function": function} for function in functions])
     return more_turns(rng, sample, others)
+
+
+def defined(rng: random.Random, descriptions: dict[str, str]) -> list[dict]:
+    """Functions by name: without a schema, with one that takes nothing, or with parameters that may be left out."""
+    functions = [{"name": name, "description": description} for name, description in descriptions.items()]
+    schema = rng.choice((None, "nothing", "parameters"))
+    for function in functions if schema else ():
+        kinds = rng.sample(function_calling.KINDS, rng.randint(0, 2) if schema == "parameters" else 0)
+        drawn = [function_calling.draw_parameter(rng, kind, "", masked=True) for kind in kinds]
+        function["parameters"] = function_calling.schema([replace(parameter, required=False) for parameter in drawn])
+    return functions
 
 
 def request(rng: random.Random, split: str) -> dict:
