@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FUNCTION = {"name": "open_door", "description": "Open it.", "parameters": {"type": "object", "properties": {}}}
 TOOLS = [{"type": "function", "function": FUNCTION}, {"name": "wait", "strict": True}]
 LISTED = (
-    '<|tool|>[{"description": "Open it.", "name": "open_door", "parameters": {"type": "object", "properties": {}}}, '
+    '<|tool|>[{"Open it.": "open_door", "parameters": {"type": "object", "properties": {}}}, '
     '{"name": "wait", "strict": true}]<|/tool|>'
 )
 CALL = {"type": "function", "function": {"name": "open_door", "arguments": {"room": "attic", "level": 3}}}
@@ -225,4 +225,14 @@ def test_json_of_tools_and_calls_reads_back_exactly(arguments, name, described):
     rendered = render([{"role": "assistant", "tool_calls": [{"function": call}]}], tools=[{"function": function}, described])
     listed = rendered.partition("<|tool|>")[2].partition("<|/tool|>")[0]
     called = rendered.partition("<|tool_call|>")[2].partition("<|/tool_call|>")[0]
-    assert (json.loads(listed), json.loads(called)) == ([function, described], call)
+    assert json.loads(called) == call
+    assert json.loads(listed, object_pairs_hook=tuple) == [definition(function), definition(described)]
+
+
+def definition(function):
+    """The fields of a function as they should be written: one that has both is told as what it does and then its name."""
+    fields = json.loads(json.dumps(function), object_pairs_hook=tuple)
+    what, name = function.get("description"), function.get("name")
+    if not (isinstance(what, str) and what and isinstance(name, str)):
+        return fields
+    return ((what, name), *((key, value) for key, value in fields if key not in ("description", "name")))
