@@ -234,9 +234,9 @@ def test_the_callers_text_stays_as_it_was():
 
 
 def test_tools_reach_the_prompt():
-    function = {"name": "open_door", "parameters": {}}
+    function = {"name": "open_door", "description": "Open it.", "parameters": {}}
     inputs = chat(user(ASK), tools=[{"type": "function", "function": function}])
-    assert f"<|tool|>{json.dumps([function])}<|/tool|>" in TOKENIZER.decode(inputs.input_ids[0])
+    assert '<|tool|>[{"Open it.": "open_door", "parameters": {}}]<|/tool|>' in TOKENIZER.decode(inputs.input_ids[0])
 
 
 @pytest.mark.parametrize(

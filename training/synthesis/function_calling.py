@@ -322,12 +322,6 @@ def missing(rng: random.Random, split: str, functions: Sequence[Drawn]) -> list[
     return [user(rng, worded(rng, split, text)), said(question), *answer]
 
 
-def listed(rng: random.Random, split: str, functions: Sequence[Drawn]) -> list[dict]:
-    """All functions with their parameters: reading out is what calls are made of, and here every word is read out."""
-    answer = "\n".join(f"{function.name}({','.join(p.name for p in function.parameters)})" for function in functions)
-    return [user(rng, "what can you do"), said(answer)]
-
-
 def known(rng: random.Random, split: str, functions: Sequence[Drawn]) -> list[dict]:
     """A request for a function of the assistant."""
     return simple(rng, split, ASSISTANT)
@@ -338,8 +332,8 @@ def both(rng: random.Random, split: str, functions: Sequence[Drawn]) -> list[dic
     return parallel(rng, split, rng.sample([rng.choice(functions), rng.choice(ASSISTANT)], 2))
 
 
-IN_CONTEXT = {simple: 0.57, parallel: 0.07, followed: 0.06, irrelevant: 0.07, missing: 0.07, listed: 0.16}
-MIXED = {simple: 0.38, known: 0.38, both: 0.08, followed: 0.04, irrelevant: 0.04, missing: 0.04, listed: 0.04}
+IN_CONTEXT = {simple: 0.68, parallel: 0.09, followed: 0.07, irrelevant: 0.08, missing: 0.08}
+MIXED = {simple: 0.4, known: 0.4, both: 0.08, followed: 0.04, irrelevant: 0.04, missing: 0.04}
 
 
 # ------------------------------------------------------------------------------------------------ conversations
@@ -365,14 +359,10 @@ def in_context_request(rng: random.Random, split: str) -> dict:
 
 
 def masked_request(rng: random.Random, split: str) -> dict:
-    """Requests for functions whose names and parameters the prompt alone tells, each asked for once, and all of them listed.
-
-    Training only.
-    """
+    """Requests for functions whose names and parameters the prompt alone tells, each asked for once. Training only."""
     functions = catalogue(rng, split, rng.choice(MASKED_SIZES), masked=True)
-    kinds = [(simple, [function]) for function in rng.sample(functions, len(functions))]
-    kinds.insert(rng.choice((0, len(kinds))), (listed, functions))
-    return conversation([message for turn, asked in kinds for message in turn(rng, split, asked)], functions, "in_context")
+    messages = [message for function in rng.sample(functions, len(functions)) for message in simple(rng, split, [function])]
+    return conversation(messages, functions, "in_context")
 
 
 def mixed_request(rng: random.Random, split: str) -> dict:
