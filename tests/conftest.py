@@ -12,7 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -122,14 +125,14 @@ def write_small_checkpoint(folder, **text_config):
     from transformers import AutoProcessor
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    settings = json.loads((ROOT / "configs" / "eagle-tiny.json").read_text())
-    settings["text_config"] |= {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
-    settings["text_config"] |= text_config
-    settings["vision_config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    settings["audio_config"] |= {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    config = json.loads((ROOT / "configs" / "eagle-tiny.json").read_text())
+    config["text_config"] |= {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config["text_config"] |= text_config
+    config["vision_config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config["audio_config"] |= {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
     model_class = get_class_from_dynamic_module("modeling_eagle.EagleForConditionalGeneration", str(ROOT))
     torch.manual_seed(0)
-    model_class(model_class.config_class(**settings)).to(torch.bfloat16).save_pretrained(folder)
+    model_class(model_class.config_class(**config)).to(torch.bfloat16).save_pretrained(folder)
     AutoProcessor.from_pretrained(ROOT, trust_remote_code=True).save_pretrained(folder)
     return folder
 

@@ -191,7 +191,7 @@ def marks_in(text):
     return TOKENIZER.convert_ids_to_tokens(found), text.count("<|video_pad|>")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(conversations, st.lists(st.dictionaries(hostile, values, max_size=2), max_size=2))
 def test_no_text_of_the_users_becomes_a_special_token(messages, tools):
     listed = [{"function": tool} for tool in tools]
@@ -207,7 +207,7 @@ def test_halves_in_neighbouring_parts_do_not_meet(mark):
         assert marks_in(render([{"role": "user", "content": halves}])) == (["<|user|>", "<|end|>"], 0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(hostile, min_size=1, max_size=4))
 def test_escaped_text_is_all_there(texts):
     """Nothing but spaces after "<" is added, also where the parts of a message meet."""
@@ -218,7 +218,7 @@ def test_escaped_text_is_all_there(texts):
     assert TOKENIZER.decode(TOKENIZER(rendered).input_ids) == rendered
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(hostile, values), hostile, st.dictionaries(hostile, values))
 def test_json_of_tools_and_calls_reads_back_exactly(arguments, name, described):
     call, function = {"name": name, "arguments": arguments}, {"name": name, "description": name} | described

@@ -345,7 +345,7 @@ def test_unknown_layouts_are_refused():
         PROCESSOR(noise(4, 4), image_layout="mosaic")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 1500), st.integers(1, 1500), st.sampled_from(["grid", "overview"]))
 def test_crops_are_as_many_as_announced(height, width, layout):
     outputs = PROCESSOR(np.zeros((height, width, 3), np.uint8), image_layout=layout)

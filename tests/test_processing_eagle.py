@@ -71,7 +71,7 @@ def wav(samples, rate, **options):
 # Placeholders
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 1400), st.integers(1, 1000)), min_size=1, max_size=3))
 def test_pictures_take_the_papers_number_of_tokens(sizes):
     images = [picture(*size) for size in sizes]
@@ -84,7 +84,7 @@ def test_pictures_take_the_papers_number_of_tokens(sizes):
     assert announced.num_image_patches == [count // 128 for count in counts]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 1_600_000), min_size=1, max_size=3), st.sampled_from(["trimmed", "padded"]))
 def test_sounds_take_tokens_for_the_frames_that_hold_sound(lengths, layout):
     inputs = PROCESSOR(text=AUDIO * len(lengths), audio=[np.ones(n, np.float32) for n in lengths], audio_layout=layout)
