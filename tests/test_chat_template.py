@@ -13,10 +13,11 @@ from transformers import AddedToken, AutoTokenizer
 from tokenizer.build import SPECIAL_TOKENS
 
 ROOT = Path(__file__).resolve().parent.parent
-FUNCTION = {"name": "open_door", "description": "Open it.", "parameters": {"type": "object", "properties": {}}}
+SCHEMA = {"type": "object", "properties": {"room": {"type": "string"}}, "required": ["room"]}
+FUNCTION = {"name": "open_door", "description": "Open it.", "parameters": SCHEMA}
 TOOLS = [{"type": "function", "function": FUNCTION}, {"name": "wait", "strict": True}]
 LISTED = (
-    '<|tool|>[{"Open it.": "open_door", "parameters": {"type": "object", "properties": {}}}, '
+    '<|tool|>[{"Open it.": "open_door", "arguments": {"room": {"type": "string"}}, "required": ["room"]}, '
     '{"name": "wait", "strict": true}]<|/tool|>'
 )
 CALL = {"type": "function", "function": {"name": "open_door", "arguments": {"room": "attic", "level": 3}}}
@@ -221,18 +222,26 @@ def test_escaped_text_is_all_there(texts):
 @settings(max_examples=100)
 @given(st.dictionaries(hostile, values), hostile, st.dictionaries(hostile, values))
 def test_json_of_tools_and_calls_reads_back_exactly(arguments, name, described):
-    call, function = {"name": name, "arguments": arguments}, {"name": name, "description": name} | described
-    rendered = render([{"role": "assistant", "tool_calls": [{"function": call}]}], tools=[{"function": function}, described])
+    schema = {"type": "object", "properties": arguments, "required": list(arguments)} | described
+    function = {"name": name, "description": name, "parameters": schema} | described
+    call, bare = {"name": name, "arguments": arguments}, {"name": name, "parameters": described}
+    tools = [{"function": function}, bare, described]
+    rendered = render([{"role": "assistant", "tool_calls": [{"function": call}]}], tools=tools)
     listed = rendered.partition("<|tool|>")[2].partition("<|/tool|>")[0]
     called = rendered.partition("<|tool_call|>")[2].partition("<|/tool_call|>")[0]
     assert json.loads(called) == call
-    assert json.loads(listed, object_pairs_hook=tuple) == [definition(function), definition(described)]
+    assert json.loads(listed, object_pairs_hook=tuple) == [definition(function), definition(bare), definition(described)]
 
 
 def definition(function):
-    """The fields of a function as they should be written: one that has both is told as what it does and then its name."""
-    fields = json.loads(json.dumps(function), object_pairs_hook=tuple)
-    what, name = function.get("description"), function.get("name")
-    if not (isinstance(what, str) and what and isinstance(name, str)):
-        return fields
-    return ((what, name), *((key, value) for key, value in fields if key not in ("description", "name")))
+    """The fields of a function as they should be written: what it does and its name, its arguments, the rest."""
+    what, schema = function.get("description"), function.get("parameters")
+    described = isinstance(what, str) and what and isinstance(function.get("name"), str)
+    fields = [(what, function["name"])] if described else []
+    for key, value in function.items():
+        if key == "parameters" and isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+            fields.append(("arguments", schema["properties"]))
+            fields += [(name, rest) for name, rest in schema.items() if name not in ("type", "properties")]
+        elif not (described and key in ("description", "name")):
+            fields.append((key, value))
+    return tuple((key, json.loads(json.dumps(value), object_pairs_hook=tuple)) for key, value in fields)
