@@ -362,20 +362,20 @@ def look_up(rng: random.Random, split: str) -> dict:
     sample = row(rng, [("text", f"{table}{question}")], "")
     sample["messages"][1] = answer
     if not table:
-        functions = defined(rng, {name: descriptions[thing] for thing, name in names.items()})
+        functions = with_schemas(rng, [{"name": name, "description": descriptions[thing]} for thing, name in names.items()])
         sample["tools"] = json.dumps([{"type": "function", "function": function} for function in functions])
     return more_turns(rng, sample, others)
 
 
-def defined(rng: random.Random, descriptions: dict[str, str]) -> list[dict]:
-    """Functions by name: without a schema, with one that takes nothing, or with parameters that may be left out."""
-    functions = [{"name": name, "description": description} for name, description in descriptions.items()]
-    schema = rng.choice((None, "nothing", "parameters"))
-    for function in functions if schema else ():
-        kinds = rng.sample(function_calling.KINDS, rng.randint(0, 2) if schema == "parameters" else 0)
-        drawn = [function_calling.draw_parameter(rng, kind, "", masked=True) for kind in kinds]
-        function["parameters"] = function_calling.schema([replace(parameter, required=False) for parameter in drawn])
-    return functions
+def with_schemas(rng: random.Random, functions: list[dict]) -> list[dict]:
+    """The functions without a schema, with one that takes nothing, or with parameters that may be left out."""
+    form = rng.choice(("without", "nothing", "parameters"))
+    if form == "without":
+        return functions
+    taken = [rng.sample(function_calling.KINDS, rng.randint(0, 2) if form == "parameters" else 0) for _ in functions]
+    drawn = [[function_calling.draw_parameter(rng, kind, "", masked=True) for kind in kinds] for kinds in taken]
+    schemas = [function_calling.schema([replace(p, required=False) for p in parameters]) for parameters in drawn]
+    return [function | {"parameters": schema} for function, schema in zip(functions, schemas, strict=True)]
 
 
 def request(rng: random.Random, split: str) -> dict:
