@@ -332,7 +332,11 @@ def both(rng: random.Random, split: str, functions: Sequence[Drawn]) -> list[dic
     return parallel(rng, split, rng.sample([rng.choice(functions), rng.choice(ASSISTANT)], 2))
 
 
-IN_CONTEXT = {simple: 0.68, parallel: 0.09, followed: 0.07, irrelevant: 0.08, missing: 0.08}
+# Refusals and questions are twice as frequent in training: else a model that begins to learn always calls.
+IN_CONTEXT = {
+    "train": {simple: 0.5, parallel: 0.1, followed: 0.08, irrelevant: 0.16, missing: 0.16},
+    "test": {simple: 0.68, parallel: 0.09, followed: 0.07, irrelevant: 0.08, missing: 0.08},
+}
 MIXED = {simple: 0.4, known: 0.4, both: 0.08, followed: 0.04, irrelevant: 0.04, missing: 0.04}
 
 
@@ -355,7 +359,7 @@ def turns(rng: random.Random, split: str, functions: Sequence[Drawn], kinds: dic
 def in_context_request(rng: random.Random, split: str) -> dict:
     """Requests for functions that the prompt defines."""
     functions = catalogue(rng, split, rng.choice(SIZES[split]))
-    return conversation(turns(rng, split, functions, IN_CONTEXT), functions, "in_context")
+    return conversation(turns(rng, split, functions, IN_CONTEXT[split]), functions, "in_context")
 
 
 def masked_request(rng: random.Random, split: str) -> dict:
