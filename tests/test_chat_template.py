@@ -187,9 +187,8 @@ def blank(value):
 
 def marks_in(text):
     """Special tokens that the tokenizer finds in a text; the video marker is never tokenized, so it is looked for."""
-    added = set(TOKENIZER.added_tokens_decoder)
-    found = [token for token in TOKENIZER(text).input_ids if token in added]
-    return TOKENIZER.convert_ids_to_tokens(found), text.count("<|video_pad|>")
+    found = [token for token in TOKENIZER.tokenize(text) if token in SPECIAL_TOKENS]
+    return found, text.count("<|video_pad|>")
 
 
 @settings(max_examples=300)

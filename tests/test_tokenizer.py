@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tokenizer.build import FILES, SPECIAL_TOKENS, extend
+from tokenizer.build import BEFORE_ARGUMENTS, FILES, SPECIAL_TOKENS, extend
 from training.synthesis import world
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,8 +72,17 @@ def test_digits_and_capitals_stay_single(tokenizer):
     assert [token for token in learned if re.search(r"\d|[A-Z].*[A-Z]|Ġ[A-Z]|Ċ", token)] == []
 
 
+def test_a_functions_first_parameter_stands_one_token_after_its_name(tokenizer):
+    function = {"name": "paint_room", "description": "Paint.", "parameters": {"type": "object", "properties": {"day": {}}}}
+    call = {"name": "paint_room", "arguments": {"day": "sunday"}}
+    messages = [{"role": "user", "content": "paint"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    tokens = tokenizer.tokenize(tokenizer.apply_chat_template(messages, tools=[function], tokenize=False))
+    places = [place for place, token in enumerate(tokens) if token == BEFORE_ARGUMENTS]
+    assert [tokens[place - 1 : place + 2] for place in places] == [["room", BEFORE_ARGUMENTS, "day"]] * 2
+
+
 def test_any_text_survives(tokenizer):
-    for text in ("  two  spaces\t\n ", "Übermäßig 東京 🦅 \x00\x7f", "a" * 1000):
+    for text in ("  two  spaces\t\n ", "Übermäßig 東京 🦅 \x00\x7f", "a" * 1000, "open" + BEFORE_ARGUMENTS + "day"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 

@@ -196,7 +196,7 @@ def draw_function(rng: random.Random, split: str, others: Sequence[Drawn], maske
     """A function of the split; half the time with the verb or the thing of one of the others, so that both count.
 
     `masked`: under a name that its description does not give away, so that it has to be looked up (Hammer, arXiv 2410.04587);
-    half of these take nothing.
+    two in five of these take nothing.
     """
     while True:
         verb, thing = rng.choice(VERBS), rng.choice(THINGS)
@@ -209,7 +209,7 @@ def draw_function(rng: random.Random, split: str, others: Sequence[Drawn], maske
         name = "_".join(rng.sample(world.WORDS, rng.choice((1, 2))))
     else:
         name = rng.choice(NAMES).format(verb=verb, thing=thing, word=rng.choice(WORDS))
-    kinds = rng.sample(KINDS, rng.choice((0, 0, 0, 1, 1, 2) if masked else (0, 1, 1, 2, 2, 3)))
+    kinds = rng.sample(KINDS, rng.choice((0, 0, 1, 1, 2) if masked else (0, 1, 1, 2, 2, 3)))
     return Drawn(verb, thing, name, tuple(draw_parameter(rng, kind, thing, masked) for kind in kinds))
 
 
@@ -363,10 +363,12 @@ def in_context_request(rng: random.Random, split: str) -> dict:
 
 
 def masked_request(rng: random.Random, split: str) -> dict:
-    """Requests for functions whose names and parameters the prompt alone tells, each asked for once. Training only."""
+    """Requests for functions whose names and parameters the prompt alone tells, each asked for once, and for some that are
+    not there. Training only."""
     functions = catalogue(rng, split, rng.choice(MASKED_SIZES), masked=True)
-    messages = [message for function in rng.sample(functions, len(functions)) for message in simple(rng, split, [function])]
-    return conversation(messages, functions, "in_context")
+    asked = [simple(rng, split, [function]) for function in functions]
+    asked += [irrelevant(rng, split, functions) for _ in functions if rng.random() < 0.25]
+    return conversation([message for turn in rng.sample(asked, len(asked)) for message in turn], functions, "in_context")
 
 
 def mixed_request(rng: random.Random, split: str) -> dict:
