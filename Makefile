@@ -70,7 +70,7 @@ ENCODE = OMP_NUM_THREADS=1 $(RUN) -m training.encode --model runs/pretrain --out
 train-tiny: setup ## Train eagle-tiny from nothing into runs/function-calling (9 hours, estimated); a killed run goes on where it stood
 	$(TOWERS)/audio.yaml & \
 	$(TOWERS)/patches.yaml && $(TOWERS)/vision.yaml && \
-	$(TOWERS)/vision.yaml --steps 8000 --easiest 0.8 --decay_fraction 0.4 --learning_rate 0.0008 && wait %1
+	$(TOWERS)/vision.yaml --steps 8000 --easiest 0.8 --decay_fraction 0.4 && wait %1
 	$(RUN) -m training.assemble --preset eagle-tiny --weights runs/towers-vision runs/towers-audio --output runs/start
 	$(SFT)/copy/tiny.yaml
 	$(SFT)/respell/tiny.yaml

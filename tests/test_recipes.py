@@ -66,6 +66,18 @@ def test_a_recipe_says_what_it_is(path):
     assert recipe["output_dir"].startswith("runs/")
 
 
+@pytest.mark.parametrize("variant", ["tiny", "full"])
+def test_no_stage_draws_the_rows_of_an_earlier_one(variant):
+    """Stages that start from one another have seeds of their own: rows follow from seed, skill and place in the recipe."""
+    recipes = {path.parent.name: yaml.safe_load(path.read_text()) for path in STAGES if path.stem == variant}
+    for stage, recipe in recipes.items():
+        seeds = [recipe["seed"]]
+        while (before := recipe["model"].removeprefix("runs/").removesuffix("-full")) in recipes:
+            recipe = recipes[before]
+            seeds.append(recipe["seed"])
+        assert len(set(seeds)) == len(seeds), (stage, seeds)
+
+
 def test_every_stage_has_a_tiny_and_a_full_recipe():
     for stage in {path.parent for path in STAGES if path.parent.name not in OF_THE_HUB}:
         assert {path.stem for path in stage.glob("*.yaml")} == {"tiny", "full"}, stage.name

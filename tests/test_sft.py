@@ -5,6 +5,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,6 +32,7 @@ from training.encode import encode_source
 from training.merge import merge
 from training.shards import SCHEMA, encode_row
 from training.synthesis import samples
+from training.trainer import check_machine
 
 ROOT = Path(__file__).parents[1]
 RATES = {"language_model": 0.01, "multi_modal_projector": 0.01, "audio_projector": 0.01}
@@ -238,6 +241,30 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(recipe, tmp_path):
 def test_too_little_room_on_the_disk_is_said_before_training(train):
     with pytest.raises(OSError, match=r"GB free, but 1000000001 checkpoints take .* GB; make room"):
         train(save_total_limit=10**9)
+
+
+def parameters(count: float) -> torch.nn.Module:
+    """A model of so many trained parameters, of which none takes memory."""
+    return torch.nn.Linear(int(count), 1, bias=False, device="meta")
+
+
+def test_a_run_that_goes_on_needs_no_more_room_for_the_checkpoints_it_has(tmp_path):
+    args = sft.EagleSFTConfig(str(tmp_path), max_steps=1, save_total_limit=2)
+    model = parameters(shutil.disk_usage(tmp_path).free / 2 / 4).requires_grad_(False)  # a checkpoint takes half of the room
+    with pytest.raises(OSError, match="3 checkpoints take"):
+        check_machine(model, args, sharded=False)
+    for step in (1, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    check_machine(model, args, sharded=False)
+
+
+def test_too_little_memory_is_said_before_training(tmp_path, monkeypatch):
+    args = sft.EagleSFTConfig(str(tmp_path), max_steps=1, save_strategy="no")
+    model = parameters(psutil.virtual_memory().available * 0.6 / 12)
+    check_machine(model, args, sharded=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(MemoryError, match="GB of memory are free, but gradients and optimizer"):
+        check_machine(model, args, sharded=False)
 
 
 def test_bad_rows_are_reported(train, tmp_path):

@@ -232,3 +232,17 @@ def test_a_tower_starts_from_an_earlier_stage_and_stands_still_at_first(tiny_pre
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in stages)
     changed = {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])}
     assert changed == {"multi_modal_projector"}
+
+
+@pytest.mark.slow
+def test_a_tower_goes_on_at_another_rate(tiny_preset, tmp_path):
+    (tmp_path / "preset.json").write_text(json.dumps(tiny_preset))
+    recipe = {"tower": "vision", "preset": str(tmp_path / "preset.json"), "batch_size": 1, "output_dir": str(tmp_path / "run")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    rates = []
+    for steps, rate in ((1, 0.002), (2, 0.001)):
+        command = [sys.executable, "-m", "training.towers", "--config", str(tmp_path / "recipe.yaml")]
+        run([*command, "--steps", str(steps), "--learning_rate", str(rate)])
+        saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+        rates.append(max(saved["scheduler"]["base_lrs"]))
+    assert rates[1] == rates[0] / 2

@@ -72,7 +72,7 @@ class BadRows:
 
 
 class WorldSource:
-    """A skill of the small world, drawn anew; no row ever comes twice."""
+    """A skill of the small world, drawn anew; with one seed no row comes twice, with another one others come."""
 
     def __init__(self, skill: str, batch_size: int, seed: int):
         if skill not in samples.SKILLS:

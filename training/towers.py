@@ -257,7 +257,7 @@ def train(config: TowerConfig) -> None:
         model.load_state_dict(saved["model"], strict=False)
         heads.load_state_dict(saved["heads"])
         optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
+        scheduler.load_state_dict(saved["scheduler"] | {"base_lrs": scheduler.base_lrs})  # the rate may be another now
         first = saved["step"]
     tower = trained[0]
     started, window = time.time(), []

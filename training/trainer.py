@@ -34,7 +34,7 @@ class EagleTrainer(SFTTrainer):
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
         if muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("muon works on whole matrices, which FSDP and DeepSpeed cut up; leave `muon` out")
-        check_machine(self.model, args)
+        check_machine(self.model, args, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def create_optimizer(self, model=None):
         named = {module_name(name): p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -86,7 +86,7 @@ class EagleTrainer(SFTTrainer):
             saved = sort_checkpoints(self.args.output_dir)
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last good checkpoint is "
-                f"{saved[-1] if saved else 'none'}. Go on from it with lower `rates` or a lower `max_grad_norm`"
+                f"{saved[-1] if saved else 'none'}. Go on with it as `model`, lower `rates` or `max_grad_norm`, and another `output_dir`"
             )
         return loss
 
@@ -160,24 +160,32 @@ def decayed(groups: list[tuple[list, float]], weight_decay: float) -> list[dict]
     return found
 
 
-def check_machine(model: torch.nn.Module, args) -> None:
-    """Raises OSError or MemoryError where checkpoints, or gradients and optimizer, will not fit."""
-    stored = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    checkpoints = (args.save_total_limit or 2) + 1  # the one that is being written
-    needed = checkpoints * (stored + OPTIMIZER_BYTES * trained)
+def check_machine(model: torch.nn.Module, args, sharded: bool) -> None:
+    """Raises OSError or MemoryError where checkpoints, or gradients and optimizer, will not fit.
+
+    A run that goes on needs no more room for the checkpoints that are there, and LoRA saves what it trains alone. Without
+    sharding every process holds everything; those of a machine without GPUs share its memory.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = OPTIMIZER_BYTES * sum(p.numel() for p in trained)
+    stored = sum(p.numel() * p.element_size() for p in (trained if hasattr(model, "peft_config") else model.parameters()))
     os.makedirs(args.output_dir, exist_ok=True)
-    if (free := shutil.disk_usage(args.output_dir).free) < needed:
+    kept = (args.save_total_limit or 2) + 1  # the one that is being written
+    missing = 0 if args.save_strategy == "no" else max(kept - len(sort_checkpoints(args.output_dir)), 0)
+    needed, free = missing * (stored + optimizer), shutil.disk_usage(args.output_dir).free
+    if free < needed:
         raise OSError(
-            f"{args.output_dir} has {free / 1e9:.1f} GB free, but {checkpoints} checkpoints take {needed / 1e9:.1f} GB; make "
+            f"{args.output_dir} has {free / 1e9:.1f} GB free, but {missing} checkpoints take {needed / 1e9:.1f} GB; make "
             "room, lower save_total_limit or choose another output_dir"
         )
-    needed = (4 + OPTIMIZER_BYTES) * trained // args.world_size  # gradients as well
+    needed = sum(4 * p.numel() for p in trained) + optimizer  # gradients first
+    needed //= args.world_size if sharded else 1
+    needed *= int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if args.use_cpu else 1
     free = psutil.virtual_memory().available if args.use_cpu else torch.cuda.mem_get_info()[0]
     if free < needed:
         raise MemoryError(
-            f"{free / 1e9:.1f} GB of memory are free, but gradients and optimizer of {trained:,} trained parameters take "
-            f"{needed / 1e9:.1f} GB a process; train fewer modules (`rates`), use `lora`, or shard over more GPUs"
+            f"{free / 1e9:.1f} GB of memory are free, but gradients and optimizer of the trained parameters take "
+            f"{needed / 1e9:.1f} GB of it; train fewer modules (`rates`), use `lora`, or shard over more GPUs"
         )
 
 
