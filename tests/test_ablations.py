@@ -216,7 +216,7 @@ def test_other_settings_are_not_mixed(begin, monkeypatch):
     folder = begin("mipha", "both")
     assert begin("mipha", "both") == folder
     monkeypatch.setitem(STUDIES["mipha"]["recipe"], "warmup_steps", 0.5)
-    with pytest.raises(ValueError, match="was begun with other settings: {'warmup_steps': '0.05, now 0.5'}. Remove it"):
+    with pytest.raises(ValueError, match="was begun with other settings: recipe.warmup_steps 0.05, now 0.5. Remove it"):
         begin("mipha", "both")
 
 

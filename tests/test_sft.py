@@ -243,6 +243,23 @@ def test_too_little_room_on_the_disk_is_said_before_training(train):
         train(save_total_limit=10**9)
 
 
+def test_a_run_goes_on_longer_but_not_with_other_settings(train):
+    run = train(max_steps=2)
+    with pytest.raises(ValueError, match=r"begun with other settings: rates.language_model 0.01, now 0.02; seed 42, now 1"):
+        train(max_steps=3, rates=RATES | {"language_model": 0.02}, seed=1)
+    (run / "settings.json").write_text((run / "settings.json").read_text().replace('"model.safetensors": "', '"model.safetensors": "0'))
+    with pytest.raises(ValueError, match=r"begun with other settings: files.model.safetensors '0"):
+        train(max_steps=3)
+    (run / "settings.json").unlink()
+    train(max_steps=3)
+    assert (run / "checkpoint-3").exists()
+
+
+def test_an_earlier_stage_that_is_missing_is_named(train):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at 'runs/nowhere', which an earlier stage writes"):
+        train(model="runs/nowhere")
+
+
 def parameters(count: float) -> torch.nn.Module:
     """A model of so many trained parameters, of which none takes memory."""
     return torch.nn.Linear(int(count), 1, bias=False, device="meta")

@@ -47,6 +47,7 @@ from training import sft
 from training.collator import EagleCollator, with_media
 from training.optimizer import MuonAdamW
 from training.parts import sha256
+from training.settings import keep
 from training.synthesis import samples
 from training.synthesis.voices import SAMPLING_RATE, synthesize
 
@@ -228,14 +229,7 @@ def begin(study: str, arm: str, seed: int, args: argparse.Namespace) -> Path:
     recipe |= {"model": args.model, "output_dir": str(folder), "max_steps": args.steps or STUDIES[study]["steps"], "seed": seed}
     settings = {"study": study, "arm": arm, "count": args.count, "skills": STUDIES[study]["skills"], "recipe": recipe}
     settings["weights"] = sha256(Path(args.model, "model.safetensors"))
-    file = folder / "settings.json"
-    begun = json.loads(file.read_text()) if file.exists() else settings
-    if begun != settings:
-        old, new = begun | begun["recipe"], settings | recipe
-        changed = {key: f"{old.get(key)}, now {value}" for key, value in new.items() if key != "recipe" and old.get(key) != value}
-        raise ValueError(f"{folder} was begun with other settings: {changed}. Remove it, or name another --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_beside(file, json.dumps(settings, indent=2))
+    keep(folder, settings)
     return folder
 
 

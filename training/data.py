@@ -320,5 +320,3 @@ def check_source(name: str, source: dict) -> float:
     if source["weight"] <= 0:
         raise ValueError(f"data.{name} has the weight {source['weight']}; it must be above 0")
     return source["weight"]
-
-

@@ -19,6 +19,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 from training import attention
 from training.collator import EagleCollator
 from training.data import BadRows, Mixture
+from training.settings import fingerprint, keep
 from training.synthesis import samples
 
 BATCH, SHARD_BATCHES = 8, 8  # a shard is one row group, from which training makes batches of like length
@@ -61,8 +62,8 @@ def to_bytes(tokens: torch.Tensor) -> bytes:
 
 
 def encode_source(model, collator: EagleCollator, path: str, shards: int, seed: int, output: Path) -> None:
-    """Writes the shards of the source that are not there yet."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Writes the shards of the source that are not there yet; ValueError where those are another model's, or of other rows."""
+    keep(output, {"path": path, "seed": seed, "model": fingerprint(model.name_or_path)})
     data = {path: {"path": path, "weight": 1}}
     bad_rows = BadRows(output / "bad_rows.jsonl", 0)
     mixture = Mixture(data, shards * SHARD_BATCHES, BATCH, seed, collator.features, bad_rows)

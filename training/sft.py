@@ -1,7 +1,7 @@
 """Supervised fine-tuning through TRL's SFTTrainer: one recipe a stage.
 
-    python -m training.sft --config training/recipes/instruct/tiny.yaml
-    python -m training.sft --config training/recipes/instruct/tiny.yaml --max_steps 20 --output_dir runs/try
+    python -m training.sft --config training/recipes/pretrain/tiny.yaml --model .
+    python -m training.sft --config training/recipes/pretrain/tiny.yaml --model . --max_steps 20 --output_dir runs/try
     OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 -m training.sft --config ...  # one process a core
 
 Any field of the recipe can be given on the command line; an unknown one is an error. A killed run goes on from its last
@@ -9,7 +9,6 @@ checkpoint. For many GPUs and machines see training/launch/.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from training import attention
 from training.collator import EagleCollator
 from training.data import BadRows, Mixture, ParquetSource
 from training.launch.engine import check_engine
+from training.settings import SETTINGS, fingerprint, keep
 from training.trainer import EagleTrainer
 
 QUANTIZATIONS = ()  # names of the formats that weights can be trained to be exported in
@@ -210,11 +210,37 @@ def load_trainer(arguments: EagleArguments, config: EagleSFTConfig, collator: Ea
     return trainer
 
 
+def check_model(model: str) -> None:
+    """Raises FileNotFoundError for a stage that did not run: the Hub would be asked for a repository of that name."""
+    if model.startswith("runs/") and not Path(model).exists():
+        raise FileNotFoundError(
+            f"no checkpoint at {model!r}, which an earlier stage writes (`make train-tiny` runs all of eagle-tiny's); to start "
+            "from eagle-tiny as it is, give --model ."
+        )
+
+
+def find_checkpoint(arguments: EagleArguments, config: EagleSFTConfig) -> str | None:
+    """The last checkpoint in the output folder; raises ValueError where it is of a run with other settings.
+
+    What may change when a run goes on: its length and end, what is logged, how many processes share the work.
+    """
+    output = Path(config.output_dir)
+    last = get_last_checkpoint(output) if output.is_dir() else None
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("max_bad_rows", "lanes", "together")}
+    settings |= {"seed": config.seed, "per_device_train_batch_size": config.per_device_train_batch_size}
+    if config.process_index == 0:
+        if not last:  # what a run without a checkpoint leaves does not count
+            (output / SETTINGS).unlink(missing_ok=True)
+        keep(output, settings | {"files": fingerprint(arguments.model)})
+    return last
+
+
 def main() -> None:
     arguments, config = TrlParser((EagleArguments, EagleSFTConfig)).parse_args_and_config()
+    check_model(arguments.model)
     collator, mixture = load_data(arguments, config)
+    last = find_checkpoint(arguments, config)
     trainer = load_trainer(arguments, config, collator, mixture.rows)
-    last = get_last_checkpoint(config.output_dir) if os.path.isdir(config.output_dir) else None
     trainer.train(resume_from_checkpoint=last)
     trainer.save_result()
 
