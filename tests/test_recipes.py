@@ -1,5 +1,6 @@
 """Every recipe runs a step as it stands, but for the model, the number of rows and what lies in its folders of data."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from training import sft
+from training import sft, towers
 from training.shards import SCHEMA, encode_image, encode_row
 from training.synthesis import samples
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*/*.yaml"))
-STAGES = [path for path in RECIPES if path.parent.name != "towers"]
+TOWERS = [path for path in RECIPES if path.parent.name == "towers"]
+STAGES = [path for path in RECIPES if path not in TOWERS]
 OF_THE_HUB = ("copy", "respell", "look-up", "in-context", "language")  # what the full-size model has learnt before
 
 
@@ -56,6 +58,16 @@ def test_a_recipe_runs_a_step(path, small_checkpoint, small_untied_checkpoint, s
     sft.main()
     saved = "adapter_model.safetensors" if recipe.get("lora") else "model.safetensors"
     assert all(weight.isfinite().all() for weight in load_file(tmp_path / "run" / saved).values())
+
+
+@pytest.mark.parametrize("path", TOWERS, ids=names(TOWERS))
+def test_a_recipe_of_a_tower_runs_a_step(path, tmp_path):
+    config = json.loads((ROOT / "configs" / "eagle-tiny.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = config["audio_config"]["encoder_layers"] = 1
+    (tmp_path / "preset.json").write_text(json.dumps(config))
+    recipe = yaml.safe_load(path.read_text()) | {"preset": str(tmp_path / "preset.json"), "output_dir": str(tmp_path / "run")}
+    towers.train(towers.TowerConfig(**recipe | {"start_from": None, "steps": 1, "batch_size": 1}))
+    assert all(weight.isfinite().all() for weight in load_file(tmp_path / "run" / "model.safetensors").values())
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))

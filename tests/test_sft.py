@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -251,8 +252,12 @@ def test_a_run_goes_on_longer_but_not_with_other_settings(train):
     with pytest.raises(ValueError, match=r"begun with other settings: files.model.safetensors '0"):
         train(max_steps=3)
     (run / "settings.json").unlink()
+    history = json.loads((run / "checkpoint-2" / "trainer_state.json").read_text())
+    history["log_history"][-1]["seconds"] += 3600
+    (run / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(history))
     train(max_steps=3)
-    assert (run / "checkpoint-3").exists()
+    entry = json.loads((run / "checkpoint-3" / "trainer_state.json").read_text())["log_history"][-1]
+    assert entry["step"] == 3 and 3600 <= entry["seconds"] < 7200
 
 
 def test_an_earlier_stage_that_is_missing_is_named(train):
@@ -332,7 +337,7 @@ def test_encoded_rows_train_the_language_model_alone(train, small_checkpoint, tm
 def test_the_run_has_curves_and_a_card(train, tmp_path):
     run = train(report_to="tensorboard")
     card = (run / "README.md").read_text()
-    assert "step 4 of 4" in card and "path: world:fact" in card and "](curves.png)" in card
+    assert "step 4 of 4" in card and re.search(r"1 processes, \d+\.\d minutes", card) and "path: world:fact" in card and "](curves.png)" in card
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     first, _, last = (line for line in card.splitlines() if line.startswith("| ") and line[2].isdigit())
     assert math.isclose(float(first.split("|")[2]), losses(run / "checkpoint-4")[1][0], abs_tol=0.001) and last.startswith("| 4 ")

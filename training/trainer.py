@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,7 @@ class EagleTrainer(SFTTrainer):
 
     def __init__(self, model, args, data_collator, train_dataset, *, rates: dict[str, float], muon: bool, recipe: dict, **kwargs):
         self.rates, self.muon, self.recipe = rates, muon, recipe
+        self.started = None
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
         if muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("muon works on whole matrices, which FSDP and DeepSpeed cut up; leave `muon` out")
@@ -80,7 +82,14 @@ class EagleTrainer(SFTTrainer):
         self._total_train_tokens += read if self.model.training else 0
         metrics["num_tokens"] = [self._total_train_tokens]
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the `seconds` that the run took so far; one that goes on counts on from the last entry it has."""
+        seconds = round(time.monotonic() - self.started) if self.started else 0
+        super().log(logs | {"seconds": seconds}, start_time)
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self.started is None:
+            self.started = time.monotonic() - max((entry.get("seconds", 0) for entry in self.state.log_history), default=0)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             saved = sort_checkpoints(self.args.output_dir)
@@ -215,7 +224,8 @@ def write_report(output: Path, trainer: EagleTrainer) -> None:
         "---", "library_name: transformers", "pipeline_tag: any-to-any", "tags: [eagle, trl, sft]", "---", "",
         f"# {output.name}", "",
         f"Trained from `{settings['model']}` by `training.sft`: step {trainer.state.global_step:,} of {args.max_steps:,}, "
-        f"{get_model_param_count(trainer.model, trainable_only=True):,} trained parameters, {args.world_size} processes.",
+        f"{get_model_param_count(trainer.model, trainable_only=True):,} trained parameters, {args.world_size} processes, "
+        f"{max((entry.get('seconds', 0) for entry in history), default=0) / 60:.1f} minutes.",
         f"Rows that could not be read: {len(bad.read_text().splitlines()) if bad.exists() else 0}.", "",
         *(["![Loss and learning rate](curves.png)", "", *table(history), ""] if history else []),
         "```yaml", yaml.safe_dump(settings, sort_keys=False).strip(), "```", "",
