@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from eval.task import TaskError
 from training.synthesis import assistant, function_calling, pictures, samples, world
+from training.synthesis.expressive_speech import expressive
 from training.synthesis.make_assets import write_video
 from training.synthesis.pictures import COLOURS, SHAPES
 from training.synthesis.voices import SAMPLING_RATE
@@ -289,6 +290,14 @@ def audiocaps(index: int) -> dict[str, Any]:
     return row | {"audio": flac(sample["audios"][0])}
 
 
+def expressive_speech(index: int) -> dict[str, Any]:
+    """How something is said: emotion, speed, volume or sounds."""
+    sample = expressive(random.Random(f"expressive_speech/test/{index}"), "test", "questions")
+    (question,) = [part["text"] for part in sample["messages"][0]["content"] if part["type"] == "text"]
+    answer = sample["messages"][1]["content"][0]["text"]
+    return {"audio": flac(sample["audios"][0]), "question": question, "answer": answer, "asked": sample["meta"]["asked"]}
+
+
 def ordered_clip(task: str, index: int) -> tuple[Any, str, list[str], str]:
     """Frames, a question about the order of what they show, four choices, and the right one."""
     rng = random.Random(f"{task}/test/{index}")
@@ -387,7 +396,7 @@ def parallel(index: int) -> dict[str, Any]:
 
 ROWS = (
     chartqa, textvqa, vqav2, gqa, vizwiz, pope, mme, mmbench_en, mmbench_cn, seedbench, scienceqa, mmlu, mmmu,
-    librispeech, audiocaps, videomme, mvbench, fine_tuned, in_context, mixed, irrelevance, parallel,
+    librispeech, audiocaps, expressive_speech, videomme, mvbench, fine_tuned, in_context, mixed, irrelevance, parallel,
 )  # fmt: skip
 
 
