@@ -349,5 +349,8 @@ def test_encoding_goes_on_where_it_stopped(small_checkpoint, tmp_path):
     encode_source(model, collator, "world:fact", 3, 0, tmp_path / "parts")
     assert (tmp_path / "parts" / "shard-00001.parquet").stat() == second
     assert not list((tmp_path / "parts").glob("*.part"))
-    whole, parts = (pq.read_table(tmp_path / name).to_pylist() for name in ("whole", "parts"))
+    shards = [[str(path) for path in sorted((tmp_path / name).glob("*.parquet"))] for name in ("whole", "parts")]
+    whole, parts = (pq.read_table(paths).to_pylist() for paths in shards)
     assert len(whole) == 192 and whole == parts
+    with pytest.raises(ValueError, match="begun with other settings: seed 0, now 1"):
+        encode_source(model, collator, "world:fact", 3, 1, tmp_path / "parts")
