@@ -102,6 +102,7 @@ def test_no_function_is_defined_in_both_splits():
 
 def test_masked_requests_ask_once_for_each_function_under_names_of_any_words():
     drawn = [function_calling.masked_request(random.Random(number), "train") for number in range(200)]
+    assert 100 < sum(function_calling.REFUSAL in json.dumps(row["messages"]) for row in drawn) < 180  # some ask for what is not there
     heard = {world.split("function", *function_of(tool)) for row in drawn for tool in json.loads(row["tools"])}
     assert heard == {"train"}
     for row in drawn:
