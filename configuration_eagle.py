@@ -8,10 +8,11 @@ chosen by their `model_type`. A key that nobody knows and a combination that can
 
 from dataclasses import fields
 from difflib import get_close_matches
+from math import prod
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig, VitsConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -58,13 +59,88 @@ def reject_unknown_keys(owner: str, given, config_class, tolerated=frozenset()) 
             raise ValueError(f"{owner} has no key {key!r}; the closest valid key is {closest!r}")
 
 
-def reject_unknown_subconfig(name: str, subconfig: dict, default_model_type: str) -> None:
+def reject_unknown_subconfig(name: str, subconfig: dict, spec: SubConfigSpec) -> None:
     """The same for a nested configuration, which transformers would accept with any key in it."""
-    model_type = subconfig.get("model_type", default_model_type)
+    model_type = subconfig.get("model_type", spec.model_type)
+    if spec.config_class is not AutoConfig:
+        if model_type != spec.model_type:
+            raise ValueError(f"{name}.model_type is {model_type!r}; it must be {spec.model_type!r}")
+        reject_unknown_keys(f"{name} ({model_type})", subconfig, spec.config_class)
+        return
     if model_type not in CONFIG_MAPPING:
         closest = get_close_matches(model_type, list(CONFIG_MAPPING.keys()), n=1, cutoff=0.0)[0]
         raise ValueError(f"{name}.model_type is {model_type!r}, unknown to transformers; the closest is {closest!r}")
     reject_unknown_keys(f"{name} ({model_type})", subconfig, CONFIG_MAPPING[model_type], LEGACY_KEYS)
+
+
+@strict
+class EagleSpeechConfig(VitsConfig):
+    r"""
+    The speech decoder: VITS, whose prior reads characters and states of the language model. The fields of `VitsConfig` keep
+    their meaning; `hidden_size` and what goes with it are the prior encoder's. The defaults are full-size EAGLE-A's.
+
+    Args:
+        projector_hidden_size, projector_size: widths of the speech projector inside and at its end.
+        wavenet_hidden_size: width of the WaveNets in flow and posterior encoder.
+        reference_encoder_filters: channels of the convolutions that hear a voice; each halves time and frequency.
+        reference_encoder_size: width of its recurrent layer.
+        voices: names of the voices that the decoder was trained with.
+        emotions: names of its emotions, the neutral one first.
+        speeds, volumes: what its classes of speed and of loudness were spoken at, in multiples of the ordinary.
+        hop_length, fft_size: samples a frame, and under its window.
+        vocoder_type: "hifigan", whose latents come from a posterior encoder, or "istft": the latents are a log-mel spectrogram
+            of `flow_size` bins, and small convolutions write its short-time Fourier transform.
+        vocoder_hidden_size, vocoder_num_layers: of "istft" alone; HiFi-GAN's are `VitsConfig`'s.
+        context_characters: how many characters before a segment the prior reads with it.
+    """
+
+    model_type = "eagle_speech"
+
+    projector_hidden_size: int = 6144
+    projector_size: int = 1024
+    hidden_size: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    ffn_dim: int = 1792
+    layerdrop: float | int = 0.0
+    speaker_embedding_size: int = 256
+    use_stochastic_duration_prediction: bool = False
+    wavenet_hidden_size: int = 192
+    reference_encoder_filters: list[int] | tuple[int, ...] = (32, 32, 64, 64, 128, 128)
+    reference_encoder_size: int = 128
+    voices: list[str] | tuple[str, ...] = ("Chris", "Mia", "Jim", "Emma", "Tom", "Lucy", "Alex")
+    emotions: list[str] | tuple[str, ...] = ("neutral", "cheerful", "sad", "sarcastic")
+    speeds: list[float] | tuple[float, ...] = (0.75, 1.0, 1.3)
+    volumes: list[float] | tuple[float, ...] = (0.5, 1.0, 1.6)
+    sampling_rate: int = 22_050
+    hop_length: int = 256
+    fft_size: int = 1024
+    vocoder_type: Literal["hifigan", "istft"] = "hifigan"
+    vocoder_hidden_size: int = 192
+    vocoder_num_layers: int = 6
+    context_characters: int = 32
+
+    def validate_speech(self):
+        if self.hidden_size != 2 * self.speaker_embedding_size:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size} and speaker_embedding_size {self.speaker_embedding_size}; voice and style, "
+                "side by side, are added to the prior's input, so the first must be twice the second"
+            )
+        if self.flow_size % 2:
+            raise ValueError(f"flow_size is {self.flow_size}; the flow couples two halves, so it must be even")
+        if self.fft_size % self.hop_length or (self.fft_size - self.hop_length) % 2:
+            raise ValueError(
+                f"fft_size is {self.fft_size} and hop_length {self.hop_length}; the first must be a multiple of the second, and "
+                "their difference even"
+            )
+        if self.vocoder_type == "hifigan" and prod(self.upsample_rates) != self.hop_length:
+            raise ValueError(
+                f"upsample_rates multiply to {prod(self.upsample_rates)}, but hop_length is {self.hop_length}; they must be equal"
+            )
+        if self.spectrogram_bins != self.fft_size // 2 + 1:
+            raise ValueError(
+                f"spectrogram_bins is {self.spectrogram_bins}; an fft_size of {self.fft_size} gives {self.fft_size // 2 + 1}"
+            )
 
 
 @strict
@@ -74,6 +150,7 @@ class EagleConfig(PreTrainedConfig):
         text_config: any causal language model of transformers (default `phi3`).
         vision_config: `clip_vision_model`, `siglip_vision_model` or `timm_wrapper`; null for a model without eyes.
         audio_config: `whisper`; null for a model without ears.
+        speech_config: `eagle_speech`; null for a model that only writes.
         image_token_id: id of `<|image_pad|>`, the placeholder of one image token.
         audio_token_id: id of `<|audio_pad|>`, the placeholder of one audio token.
         image_markup_token_ids: ids of the tokens that frame crops (`<image> </image> <slice> </slice>`, row break). They
@@ -102,11 +179,13 @@ class EagleConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="phi3"),
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model", optional=True),
         "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper", optional=True),
+        "speech_config": SubConfigSpec(config_class=EagleSpeechConfig, model_type="eagle_speech", optional=True),
     }
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
     audio_config: dict | PreTrainedConfig | None = None
+    speech_config: dict | PreTrainedConfig | None = None
     image_token_id: int = 32022
     audio_token_id: int = 32023
     image_markup_token_ids: list[int] | None = None
@@ -135,7 +214,7 @@ class EagleConfig(PreTrainedConfig):
         reject_unknown_keys("EagleConfig", kwargs, type(self))
         for name, spec in self.sub_configs_defaults.items():
             if (part := getattr(self, name)) is not None:
-                reject_unknown_subconfig(name, part if isinstance(part, dict) else part.to_dict(), spec.model_type)
+                reject_unknown_subconfig(name, part if isinstance(part, dict) else part.to_dict(), spec)
         self.auto_map = AUTO_MAP | (kwargs.pop("auto_map", None) or {})
         super().__post_init__(**kwargs)
         if self.tie_word_embeddings is None:
