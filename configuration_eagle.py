@@ -221,6 +221,11 @@ class EagleConfig(PreTrainedConfig):
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
 
     @property
+    def sampling_rate(self) -> int | None:
+        """Samples a second of speech that the model speaks; None for a model that only writes."""
+        return None if self.speech_config is None else self.speech_config.sampling_rate
+
+    @property
     def patches_per_side(self) -> int | None:
         """Patches along one side of a crop; None where only the built tower knows (timm)."""
         if self.vision_config.model_type == "timm_wrapper":

@@ -17,10 +17,8 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, Cache, CLIPVisionModel, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers import initialization as init
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
@@ -32,6 +30,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from .configuration_eagle import HEAD_WIDTH, EagleConfig
+from .generation_eagle import EagleGenerationMixin, check_counts, context_error
+from .speech_eagle import EagleSpeechDecoder, EagleSpeechProjector
 
 # Scale of W_q and W_k in the local start: attention logits are its square times the similarity of two positions, so that
 # most of a query's attention falls on its own neighbourhood (a test holds it there).
@@ -355,24 +355,6 @@ class EagleAudioProjector(nn.Module):
 # --- what can be wrong with a request ------------------------------------------------------------------------------------
 
 
-def check_counts(mask: torch.Tensor, features: torch.Tensor, kind: str):
-    """Raises ValueError unless `mask` (B, T) has as many placeholders as there are `features` (n, D)."""
-    torch_compilable_check(
-        mask.sum() == features.shape[0],
-        lambda: (
-            f"the text holds {int(mask.sum())} {kind} placeholders, but the {kind} input gives {features.shape[0]} "
-            f"{kind} tokens; the two must be equal"
-        ),
-    )
-
-
-def context_error(length: int, config: EagleConfig) -> str:
-    return (
-        f"the conversation is {length} tokens long, but the model reads at most "
-        f"{config.text_config.max_position_embeddings}; drop old turns, or give fewer or smaller media"
-    )
-
-
 def reject_unknown_arguments(kwargs: dict):
     """A misspelt `input_features` would otherwise vanish in the language model, and training would be deaf in silence."""
     known = set(TransformersKwargs.__annotations__)
@@ -678,19 +660,24 @@ class EagleModel(EaglePreTrainedModel):
         )
 
 
-class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
+class EagleForConditionalGeneration(EaglePreTrainedModel, EagleGenerationMixin):
     """EAGLE with its language-model head."""
 
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan: ClassVar = {"lm_head": "colwise_gather_output"}
-    output_modalities = ("text",)
-
     def __init__(self, config: EagleConfig):
         super().__init__(config)
         self.model = EagleModel(config)
         text = config.text_config
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=config.lm_head_bias)
+        if config.speech_config is not None:
+            self.speech_projector = EagleSpeechProjector(text.hidden_size, config.speech_config)
+            self.speech_decoder = EagleSpeechDecoder._from_config(config.speech_config)
         self.post_init()
+
+    @property
+    def output_modalities(self) -> tuple[str, ...]:
+        return ("text",) if self.config.speech_config is None else ("text", "audio")
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -767,189 +754,6 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, GenerationMixin):
             image_hidden_states=outputs.image_hidden_states,
             audio_hidden_states=outputs.audio_hidden_states,
         )
-
-    # Generation
-
-    @torch.no_grad()
-    def generate(
-        self,
-        inputs: torch.LongTensor | None = None,
-        generation_config=None,
-        generation_mode: str | None = None,
-        return_transcript: bool = False,
-        **kwargs,
-    ):
-        """transformers' `generate`, with media. Every medium is encoded once, whatever the number of beams.
-
-        Args:
-            inputs: `input_ids` (B, T), also accepted under that name.
-            generation_mode: "text" or None; speech needs a speech decoder.
-            return_transcript: decoder mode: also return what the audio tower heard.
-            kwargs: the inputs of `forward` and the options of transformers' `generate`.
-
-        In decoder mode without `audio_transcript_ids` the tower writes the transcript. The text then holds **one** audio
-        placeholder for each window, between its `<audio>` and `</audio>`; each is expanded to the number of tokens of its
-        window's transcript (none for silence) before the language model reads it. Given transcripts come with
-        placeholders already expanded.
-
-        Returns:
-            ids (B * num_return_sequences, T + new), the prompt as it was given; with `return_dict_in_generate=True`
-            transformers' output, whose cache covers the expanded prompt. With `return_transcript` (ids, transcript ids
-            (W, L)), right-padded with the audio tower's end token, or the output with `audio_transcript_ids` in it.
-
-        Raises:
-            ValueError: as `forward`; a prompt that fills the context; no speech decoder; no transcript to return.
-        """
-        if generation_mode not in (None, "text"):
-            raise ValueError(f"generation_mode is {generation_mode!r}, but the model has no speech decoder; use 'text'")
-        kwargs.pop("image_sizes", None)
-        prompt = kwargs.pop("input_ids") if inputs is None and "input_ids" in kwargs else inputs
-        input_ids, transcript = self.encode_media(prompt, kwargs)
-        if return_transcript and transcript is None:
-            raise ValueError("return_transcript needs input_features and a model with audio_token_source 'decoder'")
-        if input_ids is not None and kwargs.get("past_key_values") is None and kwargs.get("inputs_embeds") is None:
-            media = (kwargs.get("image_hidden_states"), kwargs.get("audio_hidden_states"))
-            self.model.check_request(input_ids, kwargs.get("attention_mask"), *media)
-        outputs = super().generate(input_ids, generation_config, **kwargs)
-        if input_ids is not prompt:
-            outputs = restore_prompt(outputs, prompt, input_ids.shape[1])
-        if not return_transcript:
-            return outputs
-        if isinstance(outputs, torch.Tensor):
-            return outputs, transcript
-        outputs["audio_transcript_ids"] = transcript
-        return outputs
-
-    def encode_media(self, input_ids: torch.LongTensor | None, kwargs: dict):
-        """Replaces the media among generate's `kwargs` by their tokens. Returns the prompt, expanded where the audio tower
-        wrote the transcript, and in decoder mode the transcript's ids (W, L), else None."""
-        if (pixel_values := kwargs.pop("pixel_values", None)) is not None:
-            features = self.get_image_features(pixel_values, return_dict=True).pooler_output
-            kwargs["image_hidden_states"] = features.flatten(0, 1)
-        names = ("input_features_mask", "audio_transcript_ids", "audio_transcript_mask")
-        audio_kwargs = {name: kwargs.pop(name, None) for name in names}
-        audio = None
-        if (input_features := kwargs.pop("input_features", None)) is not None:
-            audio = self.get_audio_features(input_features, **audio_kwargs, return_dict=True)
-            kwargs["audio_hidden_states"] = audio.pooler_output
-        if audio is None or audio.audio_transcript_ids is None:
-            return input_ids, None
-        mask, end = audio.audio_transcript_mask, self.config.audio_config.eos_token_id
-        if audio_kwargs["audio_transcript_ids"] is None:
-            input_ids, kwargs["attention_mask"] = self.expand_placeholders(
-                input_ids, kwargs.get("attention_mask"), mask.sum(-1)
-            )
-        return input_ids, audio.audio_transcript_ids.where(mask.bool(), end)
-
-    def expand_placeholders(self, input_ids, attention_mask, counts: torch.LongTensor):
-        """Repeats the i-th audio placeholder of the batch `counts[i]` times; (B, T) -> left-padded (B, longest) ids, mask."""
-        if input_ids is None:
-            raise ValueError(
-                "the audio tower's own transcript needs input_ids, in which its placeholders can be expanded"
-            )
-        placeholders = input_ids == self.config.audio_token_id
-        if placeholders.sum() != len(counts):
-            raise ValueError(
-                f"the text holds {int(placeholders.sum())} audio placeholders for {len(counts)} audio windows; before the "
-                "transcript is known it must hold one a window"
-            )
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        repeats = torch.ones_like(input_ids).masked_scatter(placeholders, counts.to(input_ids))
-        pad = self.config.text_config.pad_token_id or 0
-        return tuple(
-            pad_sequence(
-                [row.repeat_interleave(times) for row, times in zip(rows, repeats)],
-                batch_first=True,
-                padding_value=padding,
-                padding_side="left",
-            )
-            for rows, padding in ((input_ids, pad), (attention_mask, 0))
-        )
-
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """The media tokens of a sample are repeated together; the generic expansion would repeat token by token."""
-        kinds = [kind for kind in ("image", "audio") if model_kwargs.get(f"{kind}_hidden_states") is not None]
-        media = {kind: model_kwargs.pop(f"{kind}_hidden_states") for kind in kinds}
-        for kind, features in media.items():
-            if expand_size > 1:
-                inputs_embeds = model_kwargs.get("inputs_embeds")  # then input_ids may be empty: (B, 0)
-                mask = self.model.placeholder_mask(None if inputs_embeds is not None else input_ids, inputs_embeds, kind)
-                check_counts(mask, features, kind)
-                samples = features.split(mask.sum(-1).tolist())
-                media[kind] = torch.cat([sample for sample in samples for _ in range(expand_size)])
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        return input_ids, model_kwargs | {f"{kind}_hidden_states": features for kind, features in media.items()}
-
-    def _prepare_generated_length(self, generation_config, model_input_name, input_ids_length, inputs_tensor, **kwargs):
-        """Generation ends where the context does."""
-        generation_config = super()._prepare_generated_length(
-            generation_config,
-            model_input_name=model_input_name,
-            input_ids_length=input_ids_length,
-            inputs_tensor=inputs_tensor,
-            **kwargs,
-        )
-        prompt_length = inputs_tensor.shape[1] if model_input_name == "inputs_embeds" else input_ids_length
-        room = self.config.text_config.max_position_embeddings - prompt_length
-        if room <= 0:
-            raise ValueError(context_error(prompt_length, self.config))
-        generation_config.max_length = min(generation_config.max_length, input_ids_length + room)
-        return generation_config
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.LongTensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        is_first_iteration: bool = False,
-        image_hidden_states: torch.FloatTensor | None = None,
-        audio_hidden_states: torch.FloatTensor | None = None,
-        **kwargs,
-    ):
-        """transformers' own, with media tokens in the first step (and in every one without a cache)."""
-        kwargs.pop("tokenizer", None)  # transformers' decoding loop hands it on where it came with stop_strings
-        positions = kwargs.get("position_ids", input_ids)  # input_ids alone may lack a prompt given as embeddings
-        length = positions.shape[-1]
-        if self.crosses_longrope_switch(length, past_key_values):
-            # The cached keys were rotated with the short factors: start over with the long ones, as Phi3ForCausalLM does.
-            past_key_values, next_sequence_length, is_first_iteration = None, None, True
-            if inputs_embeds is not None:
-                written = input_ids[:, input_ids.shape[1] - (length - inputs_embeds.shape[1]) :]
-                inputs_embeds = torch.cat([inputs_embeds, self.get_input_embeddings()(written)], dim=1)
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-        if is_first_iteration or not kwargs.get("use_cache", True):
-            model_inputs["image_hidden_states"] = image_hidden_states
-            model_inputs["audio_hidden_states"] = audio_hidden_states
-        return model_inputs
-
-    def crosses_longrope_switch(self, length: int, past_key_values: Cache | None) -> bool:
-        text = self.config.text_config
-        if past_key_values is None or (getattr(text, "rope_parameters", None) or {}).get("rope_type") != "longrope":
-            return False
-        return 0 < past_key_values.get_seq_length() <= text.original_max_position_embeddings < length
-
-
-def restore_prompt(outputs, prompt: torch.LongTensor, expanded_length: int):
-    """Puts the prompt as it was given in place of the expanded one: callers cut off what they passed in."""
-    sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
-    given = prompt.repeat_interleave(sequences.shape[0] // prompt.shape[0], dim=0).to(sequences.device)
-    sequences = torch.cat([given, sequences[:, expanded_length:]], dim=1)
-    if isinstance(outputs, torch.Tensor):
-        return sequences
-    outputs["sequences"] = sequences
-    return outputs
 
 
 EagleModel.register_for_auto_class("AutoModel")  # save_pretrained copies this file and its siblings

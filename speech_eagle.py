@@ -283,7 +283,7 @@ class EagleSpeechDecoder(VitsPreTrainedModel):
         old = state["characters"].shape[1]
         mean, log_deviation, log_durations = self.prior(states, characters, state["voice"], state["style"])
         # Rounding where characters end, not how long each is, keeps the pace.
-        ends = (log_durations[0, old:].float().exp() / state["pace"]).cumsum(0).round().long()
+        ends = (log_durations[0, old:].float().exp() / state["pace"]).cumsum(0).round().long().clamp(min=1)
         frames = ends.diff(prepend=ends.new_zeros(1))
         begin = state["first"] + state["prior"].shape[2]
         mean, log_deviation = (x[0, old:].repeat_interleave(frames, dim=0) for x in (mean, log_deviation))
