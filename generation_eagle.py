@@ -21,8 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import torch_compilable_check
 
 from .configuration_eagle import EagleConfig
-from .speech_eagle import BLANK
-from .speech_text_eagle import SpokenText, segment_ends
+from .speech_text_eagle import BLANK, SpokenText, segment_ends
 
 SPEECH_OPTIONS = ("voice", "emotion", "speed", "volume", "seed")
 SHORTEST_REFERENCE = 0.5  # seconds that a voice is known by

@@ -33,8 +33,9 @@ from transformers.models.vits.modeling_vits import (
 )
 
 from .configuration_eagle import EagleSpeechConfig
+from .speech_text_eagle import CHARACTERS
 
-BLANK, LAUGH, COUGH, BREATH = range(256, 260)  # after the 256 bytes
+MEL_MEAN, MEL_DEVIATION = -5.6, 2.2  # of the voices of training/synthesis/voices.py; "istft" works with what is left
 NOISE_BLOCK = 64  # frames whose noise one seed draws
 
 
@@ -89,7 +90,7 @@ class EagleConvNextBlock(nn.Module):
 
 
 class EagleIstftVocoder(nn.Module):
-    """Log-mel spectrogram (B, flow_size, F) -> waveform (B, 1, F * hop_length), float32, by magnitudes and phases.
+    """Normalised log-mel spectrogram (B, flow_size, F) -> waveform (B, 1, F * hop_length), float32, by magnitudes and phases.
 
     Source: Vocos (arXiv 2306.00814). It hears the voice in the spectrogram and needs no other sign of it.
     """
@@ -149,7 +150,7 @@ class EagleSpeechDecoder(VitsPreTrainedModel):
         narrow = copy(config)
         narrow.hidden_size = config.wavenet_hidden_size
         self.in_proj = nn.Linear(config.projector_size, config.hidden_size)
-        self.char_emb = nn.Embedding(260, config.hidden_size)
+        self.char_emb = nn.Embedding(CHARACTERS, config.hidden_size)
         self.prior_encoder = VitsEncoder(eager)
         self.prior_proj = nn.Linear(config.hidden_size, 2 * config.flow_size)
         self.duration_predictor = VitsDurationPredictor(config)
@@ -193,7 +194,7 @@ class EagleSpeechDecoder(VitsPreTrainedModel):
     def latents(self, spectrogram: torch.Tensor, voice: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """What the vocoder makes sound of, (B, flow_size, F), from (B, spectrogram_bins, F) and voices (B, size)."""
         if self.config.vocoder_type == "istft":
-            return self.log_mel(spectrogram, self.config.flow_size).to(self.dtype)
+            return ((self.log_mel(spectrogram, self.config.flow_size) - MEL_MEAN) / MEL_DEVIATION).to(self.dtype)
         mask = torch.ones_like(spectrogram[:, :1]) if mask is None else mask
         return self.posterior_encoder(spectrogram.to(self.dtype), mask.to(self.dtype), voice[..., None])[0]
 

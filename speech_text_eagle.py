@@ -15,13 +15,14 @@ from difflib import SequenceMatcher
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from .speech_eagle import BREATH, COUGH, LAUGH
-
 try:  # a checkpoint must load without it
     import normt2s
 except ImportError:
     normt2s = None
 
+BLANK, LAUGH, COUGH, BREATH = range(256, 260)  # after the 256 bytes; BLANK stands at both ends of an answer
+CHARACTERS = 260
+CUE_LENGTH = 8  # characters that a cue counts as: a letter lasts some hundredths of a second, a laugh a whole one
 FIRST_TOKENS, TOKENS, LONGEST = 4, 16, 64  # in the first segment, in others, in one that never comes to a word's start
 CUES = {"[laugh]": LAUGH, "[cough]": COUGH, "[breath]": BREATH}
 CALL = ("<|tool_call|>", "<|/tool_call|>")
@@ -137,7 +138,7 @@ def folded(text: str) -> str:
 def aligned(raw: str, said: str) -> Iterator[tuple[int, int]]:
     """(character, place in `raw`) of each character of `said`: its own where a word stays, the changed word's where not."""
     if said in CUES:
-        yield CUES[said], 0
+        yield from [(CUES[said], 0)] * CUE_LENGTH
         return
     before, after = (list(re.finditer(r"\s*\S+|\s+", text)) for text in (raw, said))
     words = ([match[0].strip() for match in matches] for matches in (before, after))

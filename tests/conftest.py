@@ -119,7 +119,7 @@ def tiny_model(tiny_config):
     return make
 
 
-def write_small_checkpoint(folder, **text_config):
+def write_small_checkpoint(folder, speech_config=None, **text_config):
     """A complete checkpoint that trains in a second a step: eagle-tiny with one narrow layer a part."""
     import torch
     from transformers import AutoProcessor
@@ -130,6 +130,7 @@ def write_small_checkpoint(folder, **text_config):
     config["text_config"] |= text_config
     config["vision_config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config["audio_config"] |= {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    config["speech_config"] = speech_config
     model_class = get_class_from_dynamic_module("modeling_eagle.EagleForConditionalGeneration", str(ROOT))
     torch.manual_seed(0)
     model_class(model_class.config_class(**config)).to(torch.bfloat16).save_pretrained(folder)

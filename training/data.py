@@ -35,9 +35,10 @@ from PIL import Image
 
 from training import shards
 from training.adapters import ADAPTERS
-from training.synthesis import dense, samples
+from training.synthesis import dense, samples, speaking
 from training.synthesis.pictures import CROP
 
+SKILLS = [*samples.SKILLS, "speaking"]
 LARGE_PICTURES = {"sign": 0.3, "code": 0.3, "spoken_picture": 0.15}  # share of a skill's pictures with several crops
 SOURCE_KEYS = {"path", "weight", "adapter"}
 UNEVEN = {"masked_request": 8, "in_context_request": 8, "mixed_request": 8}  # batches of a skill that are drawn, and sorted by length, together
@@ -75,8 +76,8 @@ class WorldSource:
     """A skill of the small world, drawn anew; with one seed no row comes twice, with another one others come."""
 
     def __init__(self, skill: str, batch_size: int, seed: int):
-        if skill not in samples.SKILLS:
-            raise ValueError(f"unknown skill {skill!r} of the small world; known: {', '.join(samples.SKILLS)}")
+        if skill not in SKILLS:
+            raise ValueError(f"unknown skill {skill!r} of the small world; known: {', '.join(SKILLS)}")
         self.skill, self.batch_size, self.seed = skill, batch_size, seed
         self.group = UNEVEN.get(skill, 1)
         self.drawn: dict[int, tuple[int, list]] = {}  # each lane's last batches that were drawn together
@@ -101,8 +102,9 @@ class WorldSource:
 
 def draw_sized(skill: str, seed: str, large: bool) -> dict:
     """A training sample; of the skills with pictures of several sizes, drawn anew until the size is as asked for."""
+    make = speaking.make if skill == "speaking" else functools.partial(samples.make, skill)
     for attempt in itertools.count():
-        sample = samples.make(skill, "train", f"{seed}/{attempt}")
+        sample = make("train", f"{seed}/{attempt}")
         if skill not in LARGE_PICTURES or large == any(max(image.size) > CROP for image in sample["images"]):
             return sample
 

@@ -121,11 +121,12 @@ def load_model(arguments: EagleArguments, config: EagleSFTConfig) -> torch.nn.Mo
 
 def freeze(model, rates: dict[str, float]) -> None:
     """Leaves only the named modules trainable, in float32; raises ValueError for one that the model does not have."""
-    modules = dict(model.model.named_modules()) | {"lm_head": model.lm_head}
+    heads = {name: module for name, module in model.named_modules() if name.partition(".")[0] not in ("", "model")}
+    modules = dict(model.model.named_modules()) | heads
     for name in rates:
         if name not in modules:
-            parts = ", ".join(name for name, _ in model.model.named_children())
-            raise ValueError(f"the recipe trains {name!r}, but the model has {parts}, lm_head, and what is in these")
+            parts = ", ".join(name for name, _ in [*model.model.named_children(), *model.named_children()] if name != "model")
+            raise ValueError(f"the recipe trains {name!r}, but the model has {parts}, and what is in these")
     if "lm_head" in rates and model.lm_head.weight is model.get_input_embeddings().weight:
         raise ValueError("lm_head is tied to language_model.embed_tokens; name that one")
     model.requires_grad_(False)
@@ -174,9 +175,9 @@ def check_encoded(mixture: Mixture, rates: dict[str, float]) -> None:
             raise ValueError(f"the recipe trains {trained[0]!r}, which the encoded rows of data.{name} have behind them")
 
 
-def load_data(arguments: EagleArguments, config: EagleSFTConfig) -> tuple[EagleCollator, Mixture]:
+def load_data(arguments: EagleArguments, config: EagleSFTConfig, make_collator=EagleCollator) -> tuple[EagleCollator, Mixture]:
     processor = AutoProcessor.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
-    collator = EagleCollator(processor)
+    collator = make_collator(processor)
     mixture = Mixture(
         arguments.data,
         batches=config.max_steps * config.gradient_accumulation_steps * config.world_size,
@@ -193,9 +194,11 @@ def load_data(arguments: EagleArguments, config: EagleSFTConfig) -> tuple[EagleC
     return collator, mixture
 
 
-def load_trainer(arguments: EagleArguments, config: EagleSFTConfig, collator: EagleCollator, rows: Dataset) -> EagleTrainer:
+def load_trainer(
+    arguments: EagleArguments, config: EagleSFTConfig, collator: EagleCollator, rows: Dataset, trainer_class=EagleTrainer
+) -> EagleTrainer:
     model = load_model(arguments, config)
-    trainer = EagleTrainer(
+    trainer = trainer_class(
         model,
         config,
         collator,
@@ -235,14 +238,19 @@ def find_checkpoint(arguments: EagleArguments, config: EagleSFTConfig) -> str | 
     return last
 
 
+def train(arguments: EagleArguments, config: EagleSFTConfig, make_collator=EagleCollator, trainer_class=EagleTrainer) -> None:
+    """A whole run: from the last checkpoint in the output folder, if there is one, to the result."""
+    collator, mixture = load_data(arguments, config, make_collator)
+    last = find_checkpoint(arguments, config)
+    trainer = load_trainer(arguments, config, collator, mixture.rows, trainer_class)
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_result()
+
+
 def main() -> None:
     arguments, config = TrlParser((EagleArguments, EagleSFTConfig)).parse_args_and_config()
     check_model(arguments.model)
-    collator, mixture = load_data(arguments, config)
-    last = find_checkpoint(arguments, config)
-    trainer = load_trainer(arguments, config, collator, mixture.rows)
-    trainer.train(resume_from_checkpoint=last)
-    trainer.save_result()
+    train(arguments, config)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,260 @@
+"""training.speech: rows to tensors, the objective, and whole runs."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, write_small_checkpoint
+from eagle.configuration_eagle import EagleSpeechConfig
+from eagle.generation_eagle import Speaker
+from eagle.speech_eagle import EagleSpeechDecoder, EagleSpeechProjector
+from safetensors.torch import load_file
+from test_speech_eagle import TINY
+from transformers import AutoProcessor
+
+from training import speech
+from training.discriminators import Discriminator
+from training.synthesis import speaking
+
+PROCESSOR = AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
+SPEECH = TINY | {"sampling_rate": 16_000, "duration_predictor_dropout": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+RECIPES = sorted((ROOT / "training" / "recipes" / "speech").glob("*.yaml"))
+
+
+def collator(**changes):
+    return speech.SpeechCollator(PROCESSOR, EagleSpeechConfig(**SPEECH | changes))
+
+
+def batch_of(vocoder_type, count=3):
+    return collator(vocoder_type=vocoder_type)([speaking.make("train", i) for i in range(count)])
+
+
+@pytest.fixture(params=["hifigan", "istft"])
+def parts(request):
+    """Decoder, projector and one batch with hidden states for it."""
+    torch.manual_seed(0)
+    config = EagleSpeechConfig(**SPEECH, vocoder_type=request.param)
+    batch = batch_of(request.param)
+    return EagleSpeechDecoder(config), EagleSpeechProjector(24, config), torch.randn(*batch["input_ids"].shape, 24), batch
+
+
+# Rows to tensors
+
+
+class Recorder:
+    """Stands where a model stands for a Speaker, and keeps what is to be said."""
+
+    def __init__(self):
+        self.lm_head = torch.nn.Linear(1, 1)
+        self.said = []
+
+    def speech_projector(self, states):
+        return states
+
+    @property
+    def speech_decoder(self):
+        return self
+
+    def extend(self, state, states, characters, is_last):
+        self.said.append((states.flatten().tolist(), characters.tolist()))
+
+    def render(self, state, frames):
+        return None
+
+
+@pytest.mark.parametrize("text", ["the code is K7 4Q, and the price $3.50 for the old lamp. " * 3, "[laugh] yes", "", "no"])
+def test_training_hears_what_speaking_says(text):
+    tokens = [*PROCESSOR.tokenizer(text, add_special_tokens=False).input_ids, PROCESSOR.tokenizer.eos_token_id]
+    recorder = Recorder()
+    speaker = Speaker(recorder, {}, PROCESSOR.tokenizer, None)
+    for number, token in enumerate(tokens):
+        list(speaker.add(token, torch.tensor([float(number)])))
+    list(speaker.finish())
+    characters, owners, segments = collator().characters(tokens)
+    assert characters == [c for _, part in recorder.said for c in part]
+    assert owners == [int(o) for part, _ in recorder.said for o in part]
+    assert segments == [i for i, (_, part) in enumerate(recorder.said) for _ in part]
+
+
+def test_positions_are_those_that_predict_the_tokens():
+    features = collator().features(speaking.make("train", 0))
+    tokens = features["input_ids"][features["speech_positions"] + 1]
+    assert (features["labels"][features["speech_positions"] + 1] != -100).all()
+    words = PROCESSOR.tokenizer.decode(tokens.unique_consecutive())
+    assert words.replace("<|end|>", "").strip() == speaking.make("train", 0)["messages"][-1]["content"][0]["text"]
+    assert len(features["speech_waveform"]) % 64 == 0
+
+
+def test_other_rates_are_resampled():
+    row = speaking.make("train", 0)
+    fast = row | {"speech": (np.repeat(row["speech"], 2), 32_000)}
+    a, b = (collator().features(each)["speech_waveform"] for each in (row, fast))
+    assert abs(len(a) - len(b)) <= 64
+
+
+@pytest.mark.parametrize(
+    "meta, message",
+    [
+        ({"voice": "Bob"}, "unknown voice 'Bob' of speech; known: Chris"),
+        ({"voice": "Mia", "emotion": "angry"}, "unknown emotion 'angry' of speech; known: neutral"),
+    ],
+)
+def test_rows_that_cannot_be(meta, message):
+    with pytest.raises(ValueError, match=message):
+        collator().features(speaking.make("train", 0) | {"meta": meta})
+    with pytest.raises(ValueError, match="characters are said in 3 frames"):
+        collator().features(speaking.make("train", 0) | {"speech": np.ones(64 * 3, np.float32)})
+
+
+def test_what_meta_leaves_out():
+    assert collator().choice({}) == [-1, 0, 1, 1]
+    assert collator().choice({"voice": "Emma", "emotion": "sad", "speed": 1.25, "volume": 0.4}) == [3, 2, 2, 0]
+
+
+# The objective
+
+
+def test_segments_are_read_as_when_speaking(parts):
+    decoder, projector, hidden, batch = parts
+    decoder.eval()
+    voice, style = decoder.voice_emb.weight[:3], decoder.style_emb.weight[:3]
+    states = projector(hidden[batch["speech_rows"][:, None], batch["speech_positions"]])
+    mean, _, durations = speech.prior_of_segments(decoder, states, batch, voice, style)
+    decoder.config.noise_scale = 0.0
+    for i in range(3):
+        state = decoder.start(voice[i]) | {"style": style[i : i + 1]}
+        length, ends = int(batch["speech_lengths"][i]), []
+        segments = batch["speech_segments"][i, :length]
+        for segment in segments.unique():
+            chosen = segments == segment
+            ends += decoder.extend(state, states[i, :length][chosen], batch["speech_characters"][i, :length][chosen])
+        frames = torch.tensor(ends).diff(prepend=torch.zeros(1, dtype=torch.long))
+        torch.testing.assert_close(state["prior"][0].T, mean[i, :length].repeat_interleave(frames, dim=0), atol=1e-4, rtol=1e-4)
+        assert ends[-1] == pytest.approx(durations[i, :length].exp().sum().item(), abs=len(segments.unique()))
+
+
+def test_the_alignment_finds_who_says_what():
+    generator = torch.Generator().manual_seed(0)
+    mean = 3 * torch.randn(2, 5, 8, generator=generator)
+    durations = torch.tensor([[3, 1, 4, 2, 6], [2, 5, 1, 0, 0]])
+    contents = [mean[i].repeat_interleave(durations[i], dim=0) for i in range(2)]
+    content = torch.nn.utils.rnn.pad_sequence(contents, batch_first=True).mT
+    content = content + 0.1 * torch.randn(content.shape, generator=generator)
+    path = speech.alignment(content, mean, torch.zeros_like(mean), torch.tensor([5, 3]), durations.sum(1))
+    assert torch.equal(path.sum(-1).long(), durations)
+
+
+def test_losses_fall(parts):
+    decoder, projector, hidden, batch = parts
+    decoder.train()
+    optimizer = torch.optim.Adam([*decoder.parameters(), *projector.parameters()], 2e-3)
+    history = []
+    for _ in range(12):
+        losses = speech.speak(decoder, projector, hidden, batch, slice_frames=16).losses
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append({name: loss.item() for name, loss in losses.items()})
+    for name in history[0]:
+        first, last = (np.mean([entry[name] for entry in part]) for part in (history[:3], history[-3:]))
+        assert last < first, name
+
+
+def test_padding_of_speech_changes_nothing(parts):
+    """But for the samples around an answer's end, which the last window sees."""
+    decoder, projector, hidden, batch = parts
+    decoder.eval()
+    rows = [speaking.make("train", i) for i in range(3)]
+    kind = decoder.config.vocoder_type
+    alone = collator(vocoder_type=kind)(rows[:1])
+    choice = torch.tensor([[0, 0, 1, 1]])
+    results = []
+    for part in (batch, alone):
+        waveform = part["speech_waveform"][:1]
+        states = projector(hidden[part["speech_rows"][:1, None], part["speech_positions"][:1]])
+        inputs = {name: part[name][:1] for name in ("speech_segments", "speech_lengths", "speech_characters")}
+        prior = speech.prior_of_segments(decoder, states, inputs, decoder.voice_emb(choice[:, 0]), decoder.style(*choice[:, 1:].T))
+        results.append([x[:, : int(part["speech_lengths"][0])] for x in prior] + [waveform[:, : len(alone["speech_waveform"][0])]])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_slices():
+    x = torch.arange(20.0).reshape(2, 1, 10)
+    assert speech.sliced(x, torch.tensor([2, 8]), 4).tolist() == [[[2, 3, 4, 5]], [[18, 19, 0, 0]]]
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module", params=["hifigan", "istft"])
+def checkpoint(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return write_small_checkpoint(folder, {"model_type": "eagle_speech", **SPEECH, "vocoder_type": request.param})
+
+
+@pytest.fixture
+def train(checkpoint, tmp_path, monkeypatch):
+    """Runs training.speech; returns the folder of the run."""
+    monkeypatch.setattr(speech, "Discriminator", small_judges)
+
+    def run(name="run", **fields):
+        settings = {
+            "model": str(checkpoint), "output_dir": str(tmp_path / name),
+            "data": {"speaking": {"path": "world:speaking", "weight": 2}, "fact": {"path": "world:fact", "weight": 1}},
+            "rates": {"speech_decoder": 0.001, "speech_projector": 0.001, "language_model": 0.001},
+            "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "bf16": False,
+            "activation_checkpointing": False, "logging_steps": 1, "save_steps": 2, "report_to": "none", "slice_frames": 16,
+            "lr_scheduler_type": "constant",
+        }  # fmt: skip
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings | fields))
+        monkeypatch.setattr(sys, "argv", ["speech", "--config", str(tmp_path / "recipe.yaml")])
+        speech.main()
+        return tmp_path / name
+
+    return run
+
+
+def small_judges():
+    """One of the judges, so that a step takes a moment."""
+    judges = Discriminator()
+    del judges[1:]
+    return judges
+
+
+def logged(folder):
+    state = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[-1] / "trainer_state.json"
+    return {entry["step"]: entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry}
+
+
+def test_a_run_that_goes_on_is_the_run(train):
+    whole = train("whole")
+    train("parts", max_steps=2, save_steps=2)
+    parts = train("parts")
+    assert logged(parts) == pytest.approx(logged(whole), rel=1e-3)
+    a, b = (load_file(folder / "model.safetensors") for folder in (whole, parts))
+    assert a.keys() == b.keys() and any(name.startswith("speech_decoder.") for name in a)
+    for name, weight in a.items():
+        torch.testing.assert_close(weight, b[name], atol=2e-3, rtol=1e-2)
+    is_judged = "hifigan" in str(json.loads((whole / "config.json").read_text())["speech_config"]["vocoder_type"])
+    assert (whole / "checkpoint-4" / "discriminator.pt").exists() == is_judged
+
+
+def test_a_model_without_a_decoder(small_checkpoint, tmp_path, monkeypatch):
+    arguments = ["--config", str(RECIPES[-1]), "--model", str(small_checkpoint), "--output_dir", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["speech", *arguments])
+    with pytest.raises(ValueError, match="has no speech decoder; training/assemble.py gives it one"):
+        speech.main()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_a_recipe_runs_a_step(path, train):
+    recipe = yaml.safe_load(path.read_text())
+    assert re.match(r"(# .*\n)+", path.read_text())
+    kept = ("rates", "lr_scheduler_type", "lr_scheduler_kwargs", "weight_decay", "max_grad_norm")
+    folder = train(path.stem, max_steps=1, save_steps=1, **{name: recipe[name] for name in kept if name in recipe})
+    assert all(weight.isfinite().all() for weight in load_file(folder / "model.safetensors").values())
