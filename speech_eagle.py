@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import is_parametrized
+from transformers import initialization as init
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.vits.modeling_vits import (
     VitsDurationPredictor,
@@ -30,6 +32,7 @@ from transformers.models.vits.modeling_vits import (
     VitsPosteriorEncoder,
     VitsPreTrainedModel,
     VitsResidualCouplingBlock,
+    VitsResidualCouplingLayer,
 )
 
 from .configuration_eagle import EagleSpeechConfig
@@ -169,6 +172,26 @@ class EagleSpeechDecoder(VitsPreTrainedModel):
         layers = config.prior_encoder_num_flows * config.prior_encoder_num_wavenet_layers
         self.flow_sight = layers * (config.wavenet_kernel_size - 1) // 2
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """transformers' own, which leaves weight-normalised and recurrent layers alone; the flow starts as the identity, and
+        HiFi-GAN's convolutions small, as in their papers' code."""
+        super()._init_weights(module)
+        if is_parametrized(module, "weight"):
+            length, direction = module.parametrizations.weight.original0, module.parametrizations.weight.original1
+            init.kaiming_uniform_(direction, a=5**0.5)
+            init.copy_(length, direction.flatten(1).norm(dim=1).reshape(length.shape))
+        elif isinstance(module, nn.GRU):
+            for weight in module.parameters():
+                init.uniform_(weight, a=-(module.hidden_size**-0.5), b=module.hidden_size**-0.5)
+        elif isinstance(module, VitsResidualCouplingLayer):
+            init.zeros_(module.conv_post.weight)
+            init.zeros_(module.conv_post.bias)
+        elif isinstance(module, VitsHifiGan):
+            for conv in [*module.upsampler.modules(), *module.resblocks.modules()]:
+                if isinstance(conv, (nn.Conv1d, nn.ConvTranspose1d)):
+                    init.normal_(conv.weight, std=0.01)
 
     # Sound in
 

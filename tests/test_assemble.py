@@ -21,6 +21,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
+from test_speech_eagle import TINY as SPEECH
 from transformers import (
     AutoProcessor,
     AutoTokenizer,
@@ -59,6 +60,8 @@ def small_preset(name, path, **changes):
     preset["text_config"] |= TEXT
     preset["vision_config"] |= VISION
     preset["audio_config"] |= AUDIO | (DECODER if preset["audio_token_source"] == "decoder" else {})
+    if "speech_config" in preset:
+        preset["speech_config"] |= SPEECH
     path.write_text(json.dumps(preset))
     return str(path)
 
@@ -260,7 +263,8 @@ def test_a_fresh_process_loads_it_and_writes_to_a_picture_and_a_sound(name, hear
     assert re.search(r"generate +\d+\.\d s   peak memory  \d\.\d\d GB", done.stdout), done.stdout
     facts = manifest(tmp_path / "out")
     assert facts["components"] == {} and facts["tokenizer"] == "stand-in"
-    assert facts["random"] == ["audio_projector", "audio_tower", "language_model", "lm_head", "multi_modal_projector", "vision_tower"]
+    parts = ["audio_projector", "audio_tower", "language_model", "lm_head", "multi_modal_projector", "vision_tower"]
+    assert facts["random"] == sorted(parts + (["speech_decoder", "speech_projector"] if name == "eagle-a" else []))
 
 
 # --- what does not fit --------------------------------------------------------------------------------------------------
@@ -623,6 +627,20 @@ def test_seeds_tell_starts_apart_and_repeat_them(tmp_path):
     assert not torch.equal(one["lm_head.weight"], two["lm_head.weight"])
     layers = [one[f"model.language_model.layers.{i}.mlp.down_proj.weight"] for i in (0, 1)]
     assert not torch.equal(*layers)
+
+
+def test_a_fresh_speech_decoder_starts_as_its_papers_say(tmp_path):
+    assemble(small_preset("eagle-a", tmp_path / "preset.json"), [], tmp_path / "out", random_init=True)
+    speech = {name: w.float() for name, w in weights(tmp_path / "out").items() if name.startswith("speech_decoder.")}
+    assert all(weight.isfinite().all() for weight in speech.values())
+    lengths = [name for name in speech if name.endswith("weight.original0")]
+    assert len(lengths) > 10
+    for name in lengths:  # weight norm: a vector and its length
+        direction = speech[name.replace("original0", "original1")]
+        torch.testing.assert_close(speech[name].flatten(), direction.flatten(1).norm(dim=1), rtol=0.02, atol=0.02)
+        assert direction.std() > 0
+    assert all(not w.any() for name, w in speech.items() if name.startswith("speech_decoder.flow") and "conv_post" in name)
+    assert speech["speech_decoder.decoder.upsampler.0.weight"].std() == pytest.approx(0.01, rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["eagle", "eagle-a", "eagle-edge"])

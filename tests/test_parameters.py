@@ -19,6 +19,7 @@ EAGLE = {
     "EAGLE without its head": (4.3e9, 4_317_945_216),
 }
 HEAD = 98_500_608
+SPEECH = {"speech_projector": (25e6, 25_172_992), "speech_decoder": (113e6, 113_098_915), "EAGLE-A without its head": (4.5e9, 4_456_217_123)}
 
 
 def count(module):
@@ -31,17 +32,21 @@ def meta_model(name):
 
 
 def test_every_box_is_within_three_percent_of_the_paper():
-    model = meta_model("eagle")
-    counted = {name: count(box) for name, box in model.model.named_children()} | {
-        "EAGLE without its head": count(model.model)
-    }
-    print(f"\n{'box':<24}{'paper':>16}{'ours':>16}{'off by':>9}")
-    for box, (paper, _) in EAGLE.items():
-        print(f"{box:<24}{paper:>16,.0f}{counted[box]:>16,}{counted[box] / paper - 1:>9.1%}")
-    assert counted == {box: ours for box, (_, ours) in EAGLE.items()}
-    assert count(model.lm_head) == HEAD
-    for box, (paper, _) in EAGLE.items():
+    model, budget = meta_model("eagle-a"), EAGLE | SPEECH
+    counted = {name: count(box) for name, box in [*model.model.named_children(), *model.named_children()]}
+    counted["EAGLE without its head"] = counted.pop("model")
+    counted["EAGLE-A without its head"] = count(model) - HEAD
+    assert counted.pop("lm_head") == HEAD
+    print(f"\n{'box':<26}{'paper':>16}{'ours':>16}{'off by':>9}")
+    for box, (paper, _) in budget.items():
+        print(f"{box:<26}{paper:>16,.0f}{counted[box]:>16,}{counted[box] / paper - 1:>9.1%}")
+    assert counted == {box: ours for box, (_, ours) in budget.items()}
+    for box, (paper, _) in budget.items():
         assert abs(counted[box] / paper - 1) < 0.03, box
+
+
+def test_eagle_is_eagle_a_without_speech():
+    assert count(meta_model("eagle")) == EAGLE["EAGLE without its head"][1] + HEAD
 
 
 def test_merged_factors_are_what_ships():
