@@ -24,6 +24,7 @@ from .configuration_eagle import EagleConfig
 from .speech_text_eagle import BLANK, SpokenText, segment_ends
 
 SPEECH_OPTIONS = ("voice", "emotion", "speed", "volume", "seed")
+WHOLE_CHUNK = 512  # frames that are made sound of at a time where nobody waits for them
 SHORTEST_REFERENCE = 0.5  # seconds that a voice is known by
 SILENCE = 1e-3  # root mean square below which a recording holds no speech
 
@@ -41,7 +42,7 @@ class EagleSpeechEvent:
 class Speaker:
     """Speaks one answer, token by token, with the modules of a model and a state of its speech decoder."""
 
-    def __init__(self, model, state: dict, tokenizer, chunk_frames: int | None):
+    def __init__(self, model, state: dict, tokenizer, chunk_frames: int):
         self.model, self.state, self.chunk_frames = model, state, chunk_frames
         self.text = SpokenText(tokenizer)
         self.pieces, self.states = [], []  # of the segment that is being written
@@ -267,7 +268,7 @@ class EagleGenerationMixin(GenerationMixin):
             yield EagleSpeechEvent(audio=chunk, start=samples / rate, end=(samples + len(chunk)) / rate)
             samples += len(chunk)
 
-    def speaker(self, speech: dict, tokenizer=None, chunk_frames: int | None = None) -> "Speaker":
+    def speaker(self, speech: dict, tokenizer=None, chunk_frames: int = WHOLE_CHUNK) -> "Speaker":
         """Raises ValueError without a speech decoder, for a way to speak that it does not know, or without tokenizer."""
         if self.config.speech_config is None:
             raise ValueError("the model has no speech decoder (speech_config is null), so it only writes")
