@@ -26,6 +26,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_eagle.EagleForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_eagle.EagleForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_eagle.EagleForConditionalGeneration",
+    "AutoModelForTextToWaveform": "modeling_eagle.EagleForTextToWaveform",
     "AutoProcessor": "processing_eagle.EagleProcessor",
     "AutoImageProcessor": "image_processing_eagle.EagleImageProcessor",
 }

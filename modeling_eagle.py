@@ -756,7 +756,14 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, EagleGenerationMixin):
         )
 
 
+class EagleForTextToWaveform(EagleForConditionalGeneration):
+    """The same model, which speaks unless it is asked for text: what `pipeline("text-to-audio")` loads."""
+
+    def generate(self, inputs=None, generation_config=None, generation_mode="audio", **kwargs):
+        return super().generate(inputs, generation_config, generation_mode, **kwargs)
+
+
 EagleModel.register_for_auto_class("AutoModel")  # save_pretrained copies this file and its siblings
 EagleForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
 
-__all__ = ["EagleForConditionalGeneration", "EagleModel", "EaglePreTrainedModel"]
+__all__ = ["EagleForConditionalGeneration", "EagleForTextToWaveform", "EagleModel", "EaglePreTrainedModel"]

@@ -400,7 +400,7 @@ class EagleProcessor(ProcessorMixin):
     ):
         """Generated ids to text; in mode "audio" the waveforms of (ids, waveforms), as pipelines ask for them."""
         if generation_mode == "audio":
-            return [np.asarray(waveform, dtype=np.float32) for waveform in generated_outputs[1]]
+            return [torch.as_tensor(waveform).float().cpu().numpy() for waveform in generated_outputs[1]]
         return super().post_process_multimodal_output(
             generated_outputs, skip_special_tokens=skip_special_tokens, generation_mode=generation_mode, **kwargs
         )

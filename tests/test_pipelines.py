@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_small_checkpoint
+from test_speech_eagle import TINY as SPEECH
 from transformers import pipeline
 
 CHAT_TASKS = ["any-to-any", "image-text-to-text"]
@@ -144,3 +146,30 @@ def test_text_generation_answers_chats_alone_and_in_batches(load, answer):
     for size in (1, 2):
         rows = load("text-generation")(chats, batch_size=size, **THREE)
         assert [said["generated_text"] for (said,) in rows] == expected
+
+
+# Speech
+
+
+@pytest.fixture(scope="module")
+def speaking_checkpoint(tmp_path_factory):
+    return write_small_checkpoint(tmp_path_factory.mktemp("speaking"), {"model_type": "eagle_speech", **SPEECH})
+
+
+def test_any_to_any_speaks(speaking_checkpoint):
+    pipe = pipeline("any-to-any", model=str(speaking_checkpoint), trust_remote_code=True)
+    options = {"voice": "Emma", "speed": 1.1, "max_new_tokens": 8, "do_sample": False}
+    for chat in (CHATS["sound"], CHATS["picture"]):
+        (answer,) = pipe(text=chat, generation_mode="audio", generate_kwargs=dict(options))
+        waveform = answer["generated_audio"]
+        assert waveform.dtype == np.float32 and waveform.ndim == 1 and len(waveform) and np.abs(waveform).max() <= 1
+        inputs = pipe.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+        _, (expected,) = pipe.model.generate(**inputs.to(pipe.model.dtype), generation_mode="audio", **options)
+        np.testing.assert_allclose(waveform, expected.numpy(), atol=1e-3)
+
+
+def test_text_to_audio_speaks(speaking_checkpoint):
+    pipe = pipeline("text-to-audio", model=str(speaking_checkpoint), trust_remote_code=True)
+    answer = pipe(CHATS["text"], generate_kwargs={"max_new_tokens": 8, "do_sample": False, "voice": "Tom"})
+    assert answer["sampling_rate"] == pipe.model.config.speech_config.sampling_rate
+    assert answer["audio"].ndim == 1 and answer["audio"].dtype == np.float32 and len(answer["audio"])
