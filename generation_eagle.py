@@ -254,6 +254,29 @@ class EagleGenerationMixin(GenerationMixin):
         return self.events(Writing(self, inputs, generation_config, kwargs), speaker)
 
     @torch.no_grad()
+    def speak(self, input_ids: torch.LongTensor, assistant_masks: torch.LongTensor, tokenizer=None, **kwargs) -> torch.Tensor:
+        """Speaks an answer that is written already: float32 (samples,).
+
+        Args:
+            input_ids: (1, T), a conversation with the answer in it.
+            assistant_masks: (1, T), 1 at the answer's tokens, as `apply_chat_template` gives it with
+                return_assistant_tokens_mask=True; of several answers the last is spoken.
+            kwargs: the other inputs of `forward`, and how to speak as for `generate`.
+
+        Raises ValueError as `generate`, and where the mask marks nothing.
+        """
+        speech = {name: kwargs.pop(name) for name in SPEECH_OPTIONS if name in kwargs}
+        speaker = self.speaker(speech, tokenizer)
+        places = assistant_masks[0].nonzero().flatten().tolist()
+        if not places:
+            raise ValueError("assistant_masks marks no token, so there is no answer to speak")
+        begin = next(place for place in reversed(places) if place - 1 not in places)
+        states = self.model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state[0]
+        tokens = input_ids[0, begin : places[-1] + 1].tolist()
+        chunks = [chunk for i, token in enumerate(tokens) for chunk in speaker.add(token, states[begin + i - 1])]
+        return torch.cat([*chunks, *speaker.finish()])
+
+    @torch.no_grad()
     def events(self, writing: "Writing", speaker: "Speaker") -> Iterator["EagleSpeechEvent"]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         rate, samples = self.config.sampling_rate, 0

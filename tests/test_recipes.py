@@ -18,7 +18,8 @@ from training.synthesis import samples
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*/*.yaml"))
 TOWERS = [path for path in RECIPES if path.parent.name == "towers"]
-STAGES = [path for path in RECIPES if path not in TOWERS]
+SPEECH = [path for path in RECIPES if path.parent.name == "speech"]  # training.speech runs them: tests/test_speech_training.py
+STAGES = [path for path in RECIPES if path not in TOWERS + SPEECH]
 OF_THE_HUB = ("copy", "respell", "look-up", "in-context", "language")  # what the full-size model has learnt before
 
 

@@ -73,6 +73,17 @@ def test_what_pipelines_ask_for(speaking):
     assert speaking.output_modalities == ("text", "audio")
 
 
+def test_a_written_answer_is_spoken_as_a_new_one(speaking):
+    ids, (waveform,) = speaking.generate(PROMPT, generation_mode="audio", voice="Tom", **GREEDY)
+    mask = torch.zeros_like(ids)
+    mask[:, PROMPT.shape[1] :] = 1
+    mask[:, 1] = 1  # an earlier answer
+    spoken = speaking.speak(ids, mask, TOKENIZER, voice="Tom")
+    torch.testing.assert_close(spoken, waveform, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="no answer to speak"):
+        speaking.speak(ids, torch.zeros_like(ids), TOKENIZER)
+
+
 def test_embeddings_instead_of_ids(speaking):
     embeds = speaking.get_input_embeddings()(PROMPT)
     ids, (waveform,) = speaking.generate(inputs_embeds=embeds, generation_mode="audio", **GREEDY)
