@@ -741,7 +741,7 @@ for name in names:
     outputs = model(**inputs)
     results[name] = outputs.last_hidden_state if name == "AutoModel" else outputs.logits
     if name != "AutoModel":
-        results[name + ".ids"] = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        results[name + ".ids"] = model.generate(**inputs, generation_mode="text", max_new_tokens=4, do_sample=False)
 model.save_pretrained(out)
 save_file({key: value.contiguous() for key, value in results.items()}, out + "/results.safetensors")
 """
