@@ -121,6 +121,18 @@ class EagleSpeechConfig(VitsConfig):
     vocoder_num_layers: int = 6
     context_characters: int = 32
 
+    def index(self, kind: str, name: str) -> int:
+        """The number of a "voice" or "emotion". Raises ValueError for one that the decoder was not trained with."""
+        known = list(getattr(self, f"{kind}s"))
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+        return known.index(name)
+
+    def nearest(self, kind: str, value: float) -> int:
+        """The number of the class of "speed" or "volume" that lies nearest."""
+        known = getattr(self, f"{kind}s")
+        return min(range(len(known)), key=lambda i: abs(known[i] - value))
+
     def validate_speech(self):
         if self.hidden_size != 2 * self.speaker_embedding_size:
             raise ValueError(

@@ -21,10 +21,10 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import torch_compilable_check
 
 from .configuration_eagle import EagleConfig
-from .speech_text_eagle import BLANK, SpokenText, segment_ends
+from .speech_eagle import WHOLE_CHUNK
+from .speech_text_eagle import Segment, SpokenText
 
 SPEECH_OPTIONS = ("voice", "emotion", "speed", "volume", "seed")
-WHOLE_CHUNK = 512  # frames that are made sound of at a time where nobody waits for them
 SHORTEST_REFERENCE = 0.5  # seconds that a voice is known by
 SILENCE = 1e-3  # root mean square below which a recording holds no speech
 
@@ -45,37 +45,29 @@ class Speaker:
     def __init__(self, model, state: dict, tokenizer, chunk_frames: int):
         self.model, self.state, self.chunk_frames = model, state, chunk_frames
         self.text = SpokenText(tokenizer)
-        self.pieces, self.states = [], []  # of the segment that is being written
-        self.last = model.lm_head.weight.new_zeros(model.lm_head.in_features)  # state of the last token that is spoken
-        self.is_first = True
+        self.states, self.count = {}, 0  # by the number of their tokens; how many tokens there were
 
     def add(self, token: int, state: torch.Tensor) -> Iterator[torch.Tensor]:
         """The next token and the state (D,) that predicts it -> the chunks of sound that it sets free."""
-        piece = self.text.piece(token)
-        if segment_ends(self.pieces, piece, self.is_first):
-            yield from self.say_segment()
-        self.pieces.append(piece)
-        self.states.append(state)
-        self.last = state if piece else self.last
+        segment = self.text.add(token)
+        self.states[self.count] = state
+        self.count += 1
+        if segment:
+            yield from self.say(segment)
+            text = self.text
+            self.states = {n: state for n, state in self.states.items() if n >= text.first or n == text.last}
 
     def finish(self) -> Iterator[torch.Tensor]:
         """The rest of the sound, once no token follows."""
-        yield from self.say_segment()
-        yield from self.say([self.last], [BLANK], is_last=True)
+        *others, last = self.text.finish()
+        for segment in others:
+            yield from self.say(segment)
+        yield from self.say(last, is_last=True)
 
-    def say_segment(self) -> Iterator[torch.Tensor]:
-        characters, owners = self.text.characters(self.pieces)
-        states = [self.states[owner] for owner in owners]
-        self.pieces, self.states = [], []
-        if not characters:
-            return
-        if self.is_first:
-            states, characters, self.is_first = [states[0], *states], [BLANK, *characters], False
-        yield from self.say(states, characters)
-
-    def say(self, states: list[torch.Tensor], characters: list[int], is_last: bool = False) -> Iterator[torch.Tensor]:
+    def say(self, segment: Segment, is_last: bool = False) -> Iterator[torch.Tensor]:
+        characters, owners = segment
+        states = self.model.speech_projector(torch.stack([self.states[owner] for owner in owners]))
         decoder = self.model.speech_decoder
-        states = self.model.speech_projector(torch.stack(states))
         decoder.extend(self.state, states, torch.tensor(characters, device=states.device), is_last)
         while (chunk := decoder.render(self.state, self.chunk_frames)) is not None:
             yield chunk

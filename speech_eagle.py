@@ -39,6 +39,8 @@ from .configuration_eagle import EagleSpeechConfig
 from .speech_text_eagle import CHARACTERS
 
 MEL_MEAN, MEL_DEVIATION = -5.6, 2.2  # of the voices of training/synthesis/voices.py; "istft" works with what is left
+CONVERSION_NOISE = 0.3  # share of the posterior's noise in which a voice is converted, as in OpenVoice's own interface
+WHOLE_CHUNK = 512  # frames that are made sound of at a time where nobody waits for them
 NOISE_BLOCK = 64  # frames whose noise one seed draws
 
 
@@ -136,7 +138,8 @@ def hifigan_sight(config: EagleSpeechConfig) -> int:
 
 
 class EagleSpeechDecoder(VitsPreTrainedModel):
-    """See the file's own description. `forward` is what training calls; `start`, `extend` and `render` speak.
+    """See the file's own description. `start`, `extend` and `render` speak; what training needs beside, training/speech.py computes
+    with the modules themselves.
 
     A state, what speaking carries from segment to segment, is a plain dict of tensors and numbers: it can be saved, cloned
     and dropped, and the modules know nothing of it.
@@ -214,12 +217,9 @@ class EagleSpeechDecoder(VitsPreTrainedModel):
         bank = torch.from_numpy(bank).to(spectrogram)
         return (bank.T @ spectrogram).clamp(min=1e-5).log()
 
-    def latents(self, spectrogram: torch.Tensor, voice: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """What the vocoder makes sound of, (B, flow_size, F), from (B, spectrogram_bins, F) and voices (B, size)."""
-        if self.config.vocoder_type == "istft":
-            return ((self.log_mel(spectrogram, self.config.flow_size) - MEL_MEAN) / MEL_DEVIATION).to(self.dtype)
-        mask = torch.ones_like(spectrogram[:, :1]) if mask is None else mask
-        return self.posterior_encoder(spectrogram.to(self.dtype), mask.to(self.dtype), voice[..., None])[0]
+    def normalised_mel(self, spectrogram: torch.Tensor) -> torch.Tensor:
+        """The latents of "istft": (B, spectrogram_bins, F) -> (B, flow_size, F)."""
+        return ((self.log_mel(spectrogram, self.config.flow_size) - MEL_MEAN) / MEL_DEVIATION).to(self.dtype)
 
     # Text to frames
 
@@ -261,18 +261,16 @@ class EagleSpeechDecoder(VitsPreTrainedModel):
         """
         config = self.config
         device = self.char_emb.weight.device
-        nearest = {}
         for name, given, known in (("speed", speed, config.speeds), ("volume", volume, config.volumes)):
             lowest, highest = min(known) / 2, max(known) * 2
             if not lowest <= given <= highest:
                 raise ValueError(f"{name} is {given}; it must lie between {lowest:g} and {highest:g}")
-            nearest[name] = min(range(len(known)), key=lambda i: abs(known[i] - given))
-        choice = (index_of("emotion", emotion, config.emotions), nearest["speed"], nearest["volume"])
+        choice = (config.index("emotion", emotion), config.nearest("speed", speed), config.nearest("volume", volume))
         return {
             "voice": self.voice_vector(voice),
             "style": self.style(*(torch.tensor([i], device=device) for i in choice)),
-            "pace": speed / config.speeds[nearest["speed"]],
-            "gain": volume / config.volumes[nearest["volume"]],
+            "pace": speed / config.speeds[choice[1]],
+            "gain": volume / config.volumes[choice[2]],
             "seed": seed,
             "states": torch.zeros(1, 0, config.projector_size, device=device, dtype=self.dtype),
             "characters": torch.zeros(1, 0, device=device, dtype=torch.long),
@@ -286,21 +284,18 @@ class EagleSpeechDecoder(VitsPreTrainedModel):
     def voice_vector(self, voice: str | torch.Tensor) -> torch.Tensor:
         weight = self.voice_emb.weight
         if isinstance(voice, str):
-            return weight[index_of("voice", voice, self.config.voices)][None]
+            return weight[self.config.index("voice", voice)][None]
         if voice.numel() != weight.shape[1]:
             raise ValueError(f"voice has shape {tuple(voice.shape)}; a vector of embed_voice has {weight.shape[1]} numbers")
         return voice.reshape(1, -1).to(weight)
 
     @torch.no_grad()
-    def extend(self, state: dict, states: torch.Tensor, characters: torch.Tensor, is_last: bool = False) -> list[int]:
+    def extend(self, state: dict, states: torch.Tensor, characters: torch.Tensor, is_last: bool = False) -> None:
         """Adds a segment to a state: its frames can be rendered as soon as those after them are known, or none will be.
 
         Args:
             states: (L, projector_size), see `prior`.
             characters: (L,).
-
-        Returns:
-            The frame that each character ends before, counted from the start of the speech.
         """
         states = torch.cat([state["states"], states[None].to(state["states"])], dim=1)
         characters = torch.cat([state["characters"], characters[None].to(state["characters"])], dim=1)
@@ -317,7 +312,6 @@ class EagleSpeechDecoder(VitsPreTrainedModel):
         context = self.config.context_characters
         state["states"], state["characters"] = states[:, -context:], characters[:, -context:]
         state["is_last"] = is_last
-        return [begin + end for end in ends.tolist()]
 
     @torch.no_grad()
     def render(self, state: dict, frames: int | None = None) -> torch.Tensor | None:
@@ -378,24 +372,22 @@ class EagleSpeechDecoder(VitsPreTrainedModel):
     @torch.no_grad()
     def convert(self, waveform: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """A waveform (samples,) of the voice `source` as the voice `target` would say it: float32, as long."""
-        frames = self.whole_frames(waveform)
-        source, target = source.reshape(1, -1), target.reshape(1, -1)
-        latents = self.latents(self.spectrogram(frames), source)
-        mask = torch.ones_like(latents[:, :1])
-        content = self.flow(latents, mask, source[..., None])
-        converted = self.flow(content, mask, target[..., None], reverse=True)
-        return self.decoder(converted, target[..., None])[0, 0, : len(waveform)].float()
+        spectrogram = self.spectrogram(self.whole_frames(waveform))
+        source, target = source.reshape(1, -1, 1), target.reshape(1, -1, 1)
+        mask = torch.ones_like(spectrogram[:, :1]).to(self.dtype)
+        if self.config.vocoder_type == "istft":
+            latents = self.normalised_mel(spectrogram)
+        else:
+            _, mean, log_deviation = self.posterior_encoder(spectrogram.to(self.dtype), mask, source)
+            noise = frame_noise(0, 0, mean.shape[2], mean.shape[1]).T.to(mean)
+            latents = mean + CONVERSION_NOISE * log_deviation.exp() * noise
+        content = self.flow(latents, mask, source)
+        converted = self.flow(content, mask, target, reverse=True)
+        return self.decoder(converted, target)[0, 0, : len(waveform)].float()
 
     def whole_frames(self, waveform: torch.Tensor) -> torch.Tensor:
         """(samples,) -> (1, F * hop_length), zeros at the end."""
         return F.pad(waveform, (0, -len(waveform) % self.config.hop_length))[None]
-
-
-def index_of(kind: str, name: str, names) -> int:
-    """Raises ValueError for a name that is not among `names`."""
-    if name not in names:
-        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(names)}")
-    return list(names).index(name)
 
 
 def frame_noise(seed: int, begin: int, frames: int, size: int) -> torch.Tensor:

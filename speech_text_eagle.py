@@ -5,7 +5,7 @@ Its text is written out as it is spoken ("$3.50" as "three dollars and fifty cen
 learnt; each keeps the number of the token it comes from.
 
     text = SpokenText(tokenizer)
-    characters, owners = text.characters([text.piece(token) for token in tokens])
+    segments = [segment for token in tokens if (segment := text.add(token))] + text.finish()
 """
 
 import re
@@ -19,6 +19,8 @@ try:  # a checkpoint must load without it
     import normt2s
 except ImportError:
     normt2s = None
+
+Segment = tuple[list[int], list[int]]  # characters that are spoken together, and the numbers of the tokens that they come from
 
 BLANK, LAUGH, COUGH, BREATH = range(256, 260)  # after the 256 bytes; BLANK stands at both ends of an answer
 CHARACTERS = 260
@@ -53,7 +55,7 @@ def segment_ends(pieces: list[bytes], following: bytes, is_first: bool) -> bool:
 
 
 class SpokenText:
-    """The text of one answer as it is spoken. Calls of functions are not, nor what a block of code holds.
+    """The text of one answer as it is spoken, token by token. Calls of functions are not, nor what a block of code holds.
 
     `tokenizer` is a fast one of transformers: byte-level BPE or SentencePiece.
     """
@@ -61,7 +63,32 @@ class SpokenText:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.is_byte_level = "ByteLevel" in str(tokenizer.backend_tokenizer.decoder)
-        self.in_call = self.in_code = False
+        self.in_call = self.in_code = self.has_begun = False
+        self.pieces, self.first = [], 0  # of the segment that is being written, and the number of its first token
+        self.last = 0  # number of the last token that is spoken
+
+    def add(self, token: int) -> Segment | None:
+        """Takes the answer's next token; gives the segment that ends before it, if one does."""
+        piece = self.piece(token)
+        segment = self.close() if segment_ends(self.pieces, piece, not self.has_begun) else None
+        self.last = self.first + len(self.pieces) if piece else self.last
+        self.pieces.append(piece)
+        return segment
+
+    def finish(self) -> list[Segment]:
+        """What is left once no token follows; a blank ends it."""
+        rest = self.close()
+        return [*([rest] if rest else []), ([BLANK], [self.last])]
+
+    def close(self) -> Segment | None:
+        characters, places = self.characters(self.pieces)
+        owners = [self.first + place for place in places]
+        self.first, self.pieces = self.first + len(self.pieces), []
+        if not characters:
+            return None
+        if not self.has_begun:
+            characters, owners, self.has_begun = [BLANK, *characters], [owners[0], *owners], True
+        return characters, owners
 
     def written(self, token: int) -> bytes:
         """What a token stands for in the text; nothing for a special one."""
@@ -80,7 +107,7 @@ class SpokenText:
         return b"" if self.in_call or name in CALL else self.written(token)
 
     def characters(self, pieces: list[bytes]) -> tuple[list[int], list[int]]:
-        """The bytes and cues that are spoken, and the number of the token that each comes from."""
+        """The bytes and cues that are spoken, and the number of the piece that each comes from."""
         raw = b"".join(pieces).decode(errors="surrogateescape")
         token_of_byte = [i for i, piece in enumerate(pieces) for _ in piece]
         starts = [0]

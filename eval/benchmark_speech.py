@@ -1,6 +1,6 @@
 """How fast speech is made: the full-size decoder beside transformers' VITS of OpenVoice's size, and a whole model's first sound.
 
-    python -m eval.benchmark_speech decoder                 # 113 M parameters, random; about 5 minutes
+    python -m eval.benchmark_speech decoder                 # 113 M parameters, random
     python -m eval.benchmark_speech decoder --rounds 1 --seconds 2          # does it run?
     python -m eval.benchmark_speech model --model . --question lamp.wav
 
@@ -11,6 +11,7 @@ question to the first sound; and whether a player that starts with the first chu
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from math import log
@@ -24,7 +25,6 @@ from training.assemble import ROOT
 FRAMES_A_CHARACTER = 5.7  # 15 characters a second at 86 frames a second
 SEGMENT, FIRST = 60, 18  # characters in a segment of 16 tokens, and in the first one of 4
 CHUNK = 24  # frames: 0.28 s
-WHOLE_CHUNK = 512  # as generation_eagle's
 
 
 # ------------------------------------------------------------------------------------------------ the decoder
@@ -59,10 +59,10 @@ def segments(decoder, characters: int) -> list[tuple[torch.Tensor, torch.Tensor]
 @torch.inference_mode()
 def say_whole(decoder, parts) -> float:
     """Speaks; returns the seconds of sound."""
-    state, samples = decoder.start("Emma"), 0
+    state, samples, frames = decoder.start("Emma"), 0, sys.modules[type(decoder).__module__].WHOLE_CHUNK
     for number, part in enumerate(parts):
         decoder.extend(state, *part, is_last=number == len(parts) - 1)
-        while (chunk := decoder.render(state, WHOLE_CHUNK)) is not None:
+        while (chunk := decoder.render(state, frames)) is not None:
             samples += len(chunk)
     return samples / decoder.config.sampling_rate
 

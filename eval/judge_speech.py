@@ -1,6 +1,6 @@
 """How well a model speaks, by the ears of a small network of its own that learnt from real speech of other sentences.
 
-    python -m eval.judge_speech train --output runs/judge                       # about 15 minutes of one core
+    python -m eval.judge_speech train --output runs/judge
     python -m eval.judge_speech score --judge runs/judge --model . --output out/speech
 
 Real speech is eSpeak NG's, as training/synthesis/speaking.py has it: seven voices, four emotions, three speeds, three volumes. The

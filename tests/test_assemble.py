@@ -375,7 +375,7 @@ def test_a_tokenizer_with_other_ids_is_refused(changed, preset, tmp_path):
 
 
 def test_an_unknown_preset_and_a_full_disk_are_errors(tmp_path):
-    with pytest.raises(ValueError, match="no preset 'eagel'; give one of eagle, eagle-a, eagle-edge, eagle-tiny, or a JSON"):
+    with pytest.raises(ValueError, match="no preset 'eagel'; give one of eagle, eagle-a, eagle-edge, eagle-tiny, eagle-tiny-a, or a JSON"):
         assemble("eagel", [], tmp_path / "out")
     path = tmp_path / "huge.json"
     small_preset("eagle-edge", path)

@@ -7,7 +7,7 @@ from conftest import DECODER_MODE, ROOT, TINY
 from eagle.configuration_eagle import AUTO_MAP, EagleConfig
 from transformers import Phi3Config
 
-PRESETS = ("eagle", "eagle-a", "eagle-edge", "eagle-tiny")
+PRESETS = ("eagle", "eagle-a", "eagle-edge", "eagle-tiny", "eagle-tiny-a")
 
 TYPOS = [
     ({"num_image_token": 64}, "'num_image_token'", "'num_image_tokens'"),
@@ -139,8 +139,10 @@ def test_presets_load_and_survive_a_round_trip(name, tmp_path):
 
 
 def test_eagle_a_is_eagle_with_a_speech_decoder():
-    eagle, eagle_a = (json.loads((ROOT / "configs" / f"{name}.json").read_text()) for name in ("eagle", "eagle-a"))
-    assert eagle_a == eagle | {"speech_config": {"model_type": "eagle_speech"}}
+    for name in ("eagle", "eagle-tiny"):
+        plain, speaking = (json.loads((ROOT / "configs" / f"{which}.json").read_text()) for which in (name, f"{name}-a"))
+        assert speaking.pop("speech_config")["model_type"] == "eagle_speech"
+        assert speaking == plain
 
 
 def test_the_published_longrope_factors_stand_in_the_presets():

@@ -1,4 +1,4 @@
-"""The model: towers, projectors, merge, generation, saving and loading. All on tiny random models of conftest.py."""
+"""The model: towers, projectors, merge, saving and loading. All on tiny random models of conftest.py."""
 
 import json
 import os
@@ -13,60 +13,22 @@ import torch.nn.functional as F
 from conftest import DECODER_MODE, ROOT
 from eagle.configuration_eagle import AUTO_MAP, EagleConfig
 from eagle.modeling_eagle import EagleForConditionalGeneration, EagleModel
+from requests_eagle import (
+    AUDIO,
+    CROP,
+    IMAGE,
+    PAD,
+    assert_close,
+    batch_of,
+    lively_decoder,
+    mixed_sample,
+    pad_left,
+    sound,
+    window,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, CLIPVisionModel, Phi3ForCausalLM, WhisperModel
-
-IMAGE, AUDIO, PAD = 16, 17, 0
-CROP = [10, *[IMAGE] * 8, 11]  # <image> 8 placeholders </image>
-
-
-@pytest.fixture
-def tiny_model(tiny_model):
-    """conftest's, with audio windows of 2 s instead of 30: the same code in a fraction of the time."""
-
-    def make(audio_config=(), **changes):
-        short = {"max_source_positions": 100} | dict(audio_config) if audio_config is not None else None
-        return tiny_model(audio_config=short, **changes)
-
-    return make
-
-
-def sound(*seconds, window=2):
-    """Random log-mel windows (W, 80, frames) and the mask of the frames that hold sound, for windows of these lengths."""
-    frames = torch.tensor([round(100 * length) for length in seconds])
-    mask = (torch.arange(100 * window) < frames[:, None]).long()
-    return {"input_features": torch.randn(len(seconds), 80, 100 * window), "input_features_mask": mask}
-
-
-def window(tokens):
-    return [14, *[AUDIO] * tokens, 15]  # <audio> placeholders </audio>
-
-
-def pad_left(*rows):
-    longest = max(map(len, rows))
-    ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def mixed_sample(crops=1, seconds=(1.0,), text=(50, 51, 52)):
-    """One sample of text, crops and windows of sound, as the processor would give it."""
-    torch.manual_seed(len(text) + 10 * crops)
-    tokens = [-(-round(100 * length) // 32) for length in seconds]
-    ids = [30, *CROP * crops, *text, *[token for count in tokens for token in window(count)], 31]
-    return {**pad_left(ids), "pixel_values": torch.randn(crops, 3, 56, 56), **sound(*seconds)}
-
-
-def batch_of(*samples):
-    rows = [sample["input_ids"][0].tolist() for sample in samples]
-    media = ("pixel_values", "input_features", "input_features_mask")
-    return pad_left(*rows) | {name: torch.cat([sample[name] for sample in samples]) for name in media}
-
-
-def assert_close(actual, expected, atol=1e-5):
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=1e-4)
-
+from transformers import CLIPVisionModel, WhisperModel
 
 # --- names --------------------------------------------------------------------------------------------------------------
 
@@ -84,15 +46,15 @@ def key_patterns(model):
     return sorted({re.sub(r"layers\.\d+", "layers.#", key) for key in model.state_dict()})
 
 
-def test_golden_keys(tiny_model):
+def test_golden_keys(brief_model):
     """Checkpoints, exporters and serving engines depend on these names."""
-    assert key_patterns(tiny_model()) == sorted(GOLDEN_KEYS)
+    assert key_patterns(brief_model()) == sorted(GOLDEN_KEYS)
 
 
-def test_golden_keys_of_the_other_forms(tiny_model):
-    patterns = set(key_patterns(tiny_model(**DECODER_MODE, text_config={"hidden_size": 256}, image_projector_rank=128)))
+def test_golden_keys_of_the_other_forms(brief_model):
+    patterns = set(key_patterns(brief_model(**DECODER_MODE, text_config={"hidden_size": 256}, image_projector_rank=128)))
     assert DECODER_KEYS | FACTORED_KEYS <= patterns
-    mlp = set(key_patterns(tiny_model(image_projector_type="mlp2x_gelu", num_image_tokens=16)))
+    mlp = set(key_patterns(brief_model(image_projector_type="mlp2x_gelu", num_image_tokens=16)))
     assert {f"model.multi_modal_projector.linear_{n}.{p}" for n in (1, 2) for p in ("weight", "bias")} <= mlp
 
 
@@ -128,15 +90,15 @@ def randomised_projector(model):
     return projector
 
 
-def test_resampler_computes_llama_cpps_graph(tiny_model):
-    projector = randomised_projector(tiny_model(text_config={"hidden_size": 256}))
+def test_resampler_computes_llama_cpps_graph(brief_model):
+    projector = randomised_projector(brief_model(text_config={"hidden_size": 256}))
     features = torch.randn(2, 16, 32)
     expected = torch.stack([reference_resampler(projector.state_dict(), x) for x in features])
     assert_close(projector(features), expected)
 
 
-def test_merged_factors_compute_the_same(tiny_model):
-    model = tiny_model(text_config={"hidden_size": 256}, image_projector_rank=128)
+def test_merged_factors_compute_the_same(brief_model):
+    model = brief_model(text_config={"hidden_size": 256}, image_projector_rank=128)
     randomised_projector(model)
     sample = mixed_sample()
     factored = model(**sample).logits
@@ -171,8 +133,8 @@ def test_local_start_pools_each_querys_neighbourhood(tiny_config, width, rank):
     assert similarity.abs().max() < 0.999, "no two queries may see the same, neighbours included"
 
 
-def test_vision_tower_without_class_token_is_clips_on_its_patches(tiny_model):
-    model = tiny_model()
+def test_vision_tower_without_class_token_is_clips_on_its_patches(brief_model):
+    model = brief_model()
     clip = CLIPVisionModel(model.config.vision_config).eval()
     model.model.vision_tower.load_state_dict(clip.state_dict())  # published weights load, key by key
     pixels = torch.randn(2, 3, 56, 56)
@@ -184,8 +146,8 @@ def test_vision_tower_without_class_token_is_clips_on_its_patches(tiny_model):
 
 
 @pytest.mark.parametrize("layer", [-2, 1, 0, -1])
-def test_vision_tower_with_class_token_is_clips(tiny_model, layer):
-    model = tiny_model(vision_use_cls=True, vision_feature_layer=layer)
+def test_vision_tower_with_class_token_is_clips(brief_model, layer):
+    model = brief_model(vision_use_cls=True, vision_feature_layer=layer)
     clip = CLIPVisionModel(model.config.vision_config).eval()
     clip.load_state_dict(model.model.vision_tower.state_dict())
     pixels = torch.randn(2, 3, 56, 56)
@@ -225,8 +187,8 @@ def test_other_vision_towers_plug_in(tiny_config, tower, use_cls, projector, tok
     {"model_type": "stablelm", "num_key_value_heads": 2},
     {"model_type": "llama", "num_key_value_heads": 1},
 ])  # fmt: skip
-def test_other_language_models_plug_in(tiny_model, text):
-    model = tiny_model(text_config=text)
+def test_other_language_models_plug_in(brief_model, text):
+    model = brief_model(text_config=text)
     sample = mixed_sample()
     assert model(**sample).logits.shape == (*sample["input_ids"].shape, 160)
     assert model.generate(**sample, max_new_tokens=3, do_sample=False).shape[1] > sample["input_ids"].shape[1]
@@ -238,9 +200,9 @@ def test_other_language_models_plug_in(tiny_model, text):
 @pytest.mark.parametrize(
     "seconds, trimmed", [((3.0,), 10), ((30.0, 1.0), 94 + 4), ((30.0, 30.0, 30.0, 5.0), 3 * 94 + 16)]
 )
-def test_audio_of_any_length_in_both_layouts(tiny_model, seconds, trimmed):
+def test_audio_of_any_length_in_both_layouts(brief_model, seconds, trimmed):
     """3 s, 31 s and 95 s: ceil(encoder frames / 16) tokens a window, 94 where every frame counts."""
-    model = tiny_model(audio_config={"max_source_positions": 1500})
+    model = brief_model(audio_config={"max_source_positions": 1500})
     inputs = sound(*seconds, window=30)
     features = model.get_audio_features(**inputs)
     assert features.pooler_output.shape == (trimmed, 128)
@@ -255,8 +217,8 @@ def test_audio_of_any_length_in_both_layouts(tiny_model, seconds, trimmed):
     assert_close(features.pooler_output[-counts[-1] :], alone)
 
 
-def test_audio_projector_computes_llama_cpps_ultravox_graph(tiny_model):
-    projector = tiny_model().model.audio_projector
+def test_audio_projector_computes_llama_cpps_ultravox_graph(brief_model):
+    projector = brief_model().model.audio_projector
     for norm in (projector.ln_pre, projector.ln_mid):
         torch.nn.init.normal_(norm.weight)
     x = torch.randn(5, 512)
@@ -269,9 +231,9 @@ def test_audio_projector_computes_llama_cpps_ultravox_graph(tiny_model):
     assert_close(projector(x), expected)
 
 
-def test_published_whisper_weights_load_into_the_audio_tower(tiny_model):
+def test_published_whisper_weights_load_into_the_audio_tower(brief_model):
     """Key by key, and encoder and decoder then compute what WhisperModel computes."""
-    model = tiny_model(**DECODER_MODE)
+    model = brief_model(**DECODER_MODE)
     whisper = WhisperModel(model.config.audio_config).eval()
     tower = model.model.audio_tower
     tower.load_state_dict(whisper.state_dict())
@@ -280,19 +242,9 @@ def test_published_whisper_weights_load_into_the_audio_tower(tiny_model):
     assert_close(tower(inputs, ids, torch.ones_like(ids)).last_hidden_state, expected)
 
 
-def lively_decoder(model):
-    """Larger output rows, so that a random decoder writes transcripts that differ from window to window."""
-    torch.manual_seed(3)
-    torch.nn.init.normal_(model.model.audio_tower.decoder.embed_tokens.weight, std=1.0)
-    for layer in model.model.audio_tower.decoder.layers:
-        torch.nn.init.normal_(layer.encoder_attn.out_proj.weight, std=1.0)
-        torch.nn.init.normal_(layer.encoder_attn.v_proj.weight, std=1.0)
-    return model
-
-
-def test_decoder_mode_takes_the_states_that_emit_the_transcript(tiny_model):
+def test_decoder_mode_takes_the_states_that_emit_the_transcript(brief_model):
     """Greedy emission is the check: the state that emits token i has token i as its likeliest."""
-    tower = lively_decoder(tiny_model(**DECODER_MODE, audio_prompt_ids=[1, 5])).model.audio_tower
+    tower = lively_decoder(brief_model(**DECODER_MODE, audio_prompt_ids=[1, 5])).model.audio_tower
     inputs = sound(2.0, 2.0, 2.0)["input_features"]
     outputs = tower(inputs)
     ids, mask = outputs.audio_transcript_ids, outputs.audio_transcript_mask.bool()
@@ -312,8 +264,8 @@ def test_decoder_mode_takes_the_states_that_emit_the_transcript(tiny_model):
     assert written[2:] == ids[0, mask[0]].tolist()[: len(written) - 2]
 
 
-def test_decoder_mode_inserts_the_likeliest_language(tiny_model):
-    model = lively_decoder(tiny_model(**DECODER_MODE, audio_prompt_ids=[1, 5], audio_language_ids=[7, 8, 9]))
+def test_decoder_mode_inserts_the_likeliest_language(brief_model):
+    model = lively_decoder(brief_model(**DECODER_MODE, audio_prompt_ids=[1, 5], audio_language_ids=[7, 8, 9]))
     tower = model.model.audio_tower
     encoded = tower.encoder(sound(*[2.0] * 6)["input_features"]).last_hidden_state
     prompt = tower.prompt(encoded)
@@ -322,47 +274,11 @@ def test_decoder_mode_inserts_the_likeliest_language(tiny_model):
     assert torch.equal(logits[:, 7:10].argmax(-1) + 7, prompt[:, 1])
 
 
-def test_decoder_mode_generates_from_one_placeholder_a_window(tiny_model):
-    """What `generate` writes from sound alone equals what it writes with the transcript given and expanded."""
-    model = lively_decoder(tiny_model(**DECODER_MODE))
-    media = sound(2.0, 2.0, 2.0)
-    short = pad_left([30, *window(1), 40, *window(1), 31], [30, 41, 42, 43, *window(1), 31])
-    ids, transcript = model.generate(**short, **media, max_new_tokens=5, do_sample=False, return_transcript=True)
-    assert torch.equal(ids[:, : short["input_ids"].shape[1]], short["input_ids"]), (
-        "the prompt comes back as it was given"
-    )
-
-    mask = (transcript != 2).long()
-    a, b, c = mask.sum(-1).tolist()
-    full = pad_left([30, *window(a), 40, *window(b), 31], [30, 41, 42, 43, *window(c), 31])
-    known = {"audio_transcript_ids": transcript, "audio_transcript_mask": mask}
-    expected = model.generate(**full, **media, **known, max_new_tokens=5, do_sample=False)
-    assert torch.equal(ids[:, short["input_ids"].shape[1] :], expected[:, full["input_ids"].shape[1] :])
-    again = model.generate(**short, **media, max_new_tokens=5, do_sample=False, return_transcript=True,
-                           return_dict_in_generate=True)  # fmt: skip
-    assert torch.equal(again.sequences, ids) and torch.equal(again.audio_transcript_ids, transcript)
-    loss = model(**full, **media, **known, labels=full["input_ids"]).loss
-    loss.backward()
-    assert model.model.audio_tower.decoder.layers[0].fc1.weight.grad.abs().sum() > 0
-
-
-def test_decoder_mode_hears_silence_as_no_tokens(tiny_model):
-    model = tiny_model(**DECODER_MODE)
-    embedding = model.model.audio_tower.decoder.embed_tokens.weight.data
-    embedding.zero_()
-    model.model.audio_tower.decoder.layer_norm.bias.data.fill_(1.0)
-    embedding[2] = 1.0  # the end token always wins
-    prompt = pad_left([30, *window(1), 31])
-    ids, transcript = model.generate(**prompt, **sound(2.0), max_new_tokens=2, do_sample=False, return_transcript=True)
-    silent = model.generate(**pad_left([30, *window(0), 31]), max_new_tokens=2, do_sample=False)
-    assert transcript.shape == (1, 0) and torch.equal(ids[:, -2:], silent[:, -2:])
-
-
 # --- merging ------------------------------------------------------------------------------------------------------------
 
 
-def test_changing_one_modality_changes_only_its_features(tiny_model):
-    model = tiny_model()
+def test_changing_one_modality_changes_only_its_features(brief_model):
+    model = brief_model()
     sample = mixed_sample(crops=2, seconds=(2.0, 1.0))
     base = model(**sample)
     picture = model(**sample | {"pixel_values": sample["pixel_values"] + 1})
@@ -374,8 +290,8 @@ def test_changing_one_modality_changes_only_its_features(tiny_model):
         assert (base.logits[:, -1] - other.logits[:, -1]).abs().max() > 1e-6
 
 
-def test_media_land_at_their_placeholders_in_order(tiny_model):
-    model = tiny_model()
+def test_media_land_at_their_placeholders_in_order(brief_model):
+    model = brief_model()
     sample = mixed_sample(crops=2, seconds=(2.0, 1.0))
     outputs = model.model(**sample)
     embeds = model.get_input_embeddings()(sample["input_ids"])
@@ -384,16 +300,16 @@ def test_media_land_at_their_placeholders_in_order(tiny_model):
     assert_close(outputs.last_hidden_state, model.model(inputs_embeds=embeds).last_hidden_state)
 
 
-def test_media_are_found_by_embedding_where_only_embeddings_are_given(tiny_model):
-    model = tiny_model()
+def test_media_are_found_by_embedding_where_only_embeddings_are_given(brief_model):
+    model = brief_model()
     sample = mixed_sample()
     embeds = model.get_input_embeddings()(sample["input_ids"])
     by_embedding = model(**{k: v for k, v in sample.items() if k != "input_ids"}, inputs_embeds=embeds)
     assert_close(by_embedding.logits, model(**sample).logits)
 
 
-def test_projected_media_may_be_given_instead_of_raw(tiny_model):
-    model = tiny_model()
+def test_projected_media_may_be_given_instead_of_raw(brief_model):
+    model = brief_model()
     sample = mixed_sample()
     first = model(**sample)
     text = {name: sample[name] for name in ("input_ids", "attention_mask")}
@@ -401,8 +317,8 @@ def test_projected_media_may_be_given_instead_of_raw(tiny_model):
     assert_close(again.logits, first.logits)
 
 
-def test_batch_equals_single_with_padding_on_either_side(tiny_model):
-    model = tiny_model()
+def test_batch_equals_single_with_padding_on_either_side(brief_model):
+    model = brief_model()
     samples = [
         mixed_sample(1, (1.0,), (50, 51)),
         mixed_sample(3, (2.0, 0.5), (60, 61, 62, 63)),
@@ -419,8 +335,8 @@ def test_batch_equals_single_with_padding_on_either_side(tiny_model):
         assert_close(right_logits[row, :length], single)
 
 
-def test_labels_logits_to_keep_and_the_loss_of_a_changed_sound(tiny_model):
-    model = tiny_model()
+def test_labels_logits_to_keep_and_the_loss_of_a_changed_sound(brief_model):
+    model = brief_model()
     sample = mixed_sample()
     labels = sample["input_ids"].clone()
     labels[:, :-4] = -100
@@ -437,8 +353,8 @@ def test_labels_logits_to_keep_and_the_loss_of_a_changed_sound(tiny_model):
     assert_close(model.lm_head(hidden), outputs.logits)
 
 
-def test_gradients_reach_every_part_also_with_checkpointing(tiny_model):
-    model = tiny_model(text_config={"hidden_size": 256}, image_projector_rank=128).train()
+def test_gradients_reach_every_part_also_with_checkpointing(brief_model):
+    model = brief_model(text_config={"hidden_size": 256}, image_projector_rank=128).train()
     sample = mixed_sample(crops=2)
     plain = model(**sample, labels=sample["input_ids"]).loss
     plain.backward()
@@ -461,18 +377,18 @@ def test_gradients_reach_every_part_also_with_checkpointing(tiny_model):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flash_attention_2"])
-def test_attention_implementations_agree(tiny_model, implementation):
+def test_attention_implementations_agree(brief_model, implementation):
     if implementation == "flash_attention_2" and not torch.cuda.is_available():
         pytest.skip("flash attention runs on a GPU only")
-    model, sample = tiny_model(), mixed_sample()
+    model, sample = brief_model(), mixed_sample()
     expected = model(**sample).logits
     model.set_attn_implementation(implementation)
     assert model.model.vision_tower.config._attn_implementation == implementation
     assert_close(model(**sample).logits, expected, atol=1e-4)
 
 
-def test_features_come_with_hidden_states_and_attentions(tiny_model):
-    model = tiny_model()
+def test_features_come_with_hidden_states_and_attentions(brief_model):
+    model = brief_model()
     model.set_attn_implementation("eager")
     asked = {"output_hidden_states": True, "output_attentions": True}
     image = model.get_image_features(torch.randn(2, 3, 56, 56), **asked)
@@ -485,8 +401,8 @@ def test_features_come_with_hidden_states_and_attentions(tiny_model):
 # --- bad requests -------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_without_text_and_sound_is_refused(tiny_model):
-    model = tiny_model()
+def test_a_picture_without_text_and_sound_is_refused(brief_model):
+    model = brief_model()
     picture = {**pad_left([PAD, *CROP, 4]), "pixel_values": torch.randn(1, 3, 56, 56)}
     for call in (model, model.model, model.generate):
         with pytest.raises(ValueError, match="neither text nor sound"):
@@ -508,8 +424,8 @@ COUNTS = [
 
 
 @pytest.mark.parametrize("change, message", COUNTS)
-def test_counts_of_placeholders_and_media_that_differ_are_refused_with_both_numbers(tiny_model, change, message):
-    model = tiny_model()
+def test_counts_of_placeholders_and_media_that_differ_are_refused_with_both_numbers(brief_model, change, message):
+    model = brief_model()
     sample = mixed_sample() | change
     for call in (model, model.generate):
         with pytest.raises(ValueError, match=message):
@@ -518,8 +434,8 @@ def test_counts_of_placeholders_and_media_that_differ_are_refused_with_both_numb
         model.generate(**sample, num_beams=2)
 
 
-def test_wrong_arguments_are_refused_by_name(tiny_model):
-    model, sample = tiny_model(), mixed_sample()
+def test_wrong_arguments_are_refused_by_name(brief_model):
+    model, sample = brief_model(), mixed_sample()
     with pytest.raises(TypeError, match="'input_feature'; the closest it knows is 'input_features'"):
         model(input_ids=sample["input_ids"], input_feature=sample["input_features"])
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
@@ -530,16 +446,16 @@ def test_wrong_arguments_are_refused_by_name(tiny_model):
         model.generate(**sample, return_transcript=True)
 
 
-def test_media_for_a_missing_tower_are_refused(tiny_model):
+def test_media_for_a_missing_tower_are_refused(brief_model):
     sample = mixed_sample()
     with pytest.raises(ValueError, match="vision_config is null"):
-        tiny_model(vision_config=None)(**sample)
+        brief_model(vision_config=None)(**sample)
     with pytest.raises(ValueError, match="audio_config is null"):
-        tiny_model(audio_config=None)(**sample)
+        brief_model(audio_config=None)(**sample)
 
 
-def test_wrong_transcripts_are_refused(tiny_model):
-    model = tiny_model(**DECODER_MODE)
+def test_wrong_transcripts_are_refused(brief_model):
+    model = brief_model(**DECODER_MODE)
     prompt, media = pad_left([30, *window(1), 31]), sound(1.0)
     ids = torch.ones(1, 24, dtype=torch.long)
     with pytest.raises(ValueError, match="needs audio_transcript_ids"):
@@ -553,8 +469,8 @@ def test_wrong_transcripts_are_refused(tiny_model):
         model.generate(**pad_left([30, *window(2), 31]), **media)
 
 
-def test_a_conversation_over_the_context_length_is_refused(tiny_model):
-    model = tiny_model(text_config={"max_position_embeddings": 32})
+def test_a_conversation_over_the_context_length_is_refused(brief_model):
+    model = brief_model(text_config={"max_position_embeddings": 32})
     prompt = torch.full((1, 33), 50)
     with pytest.raises(ValueError, match="33 tokens long, but the model reads at most 32"):
         model(prompt)
@@ -564,154 +480,20 @@ def test_a_conversation_over_the_context_length_is_refused(tiny_model):
     assert full.shape == (1, 32), "generation ends where the context does"
 
 
-# --- generation ---------------------------------------------------------------------------------------------------------
-
-SAMPLES = [(1, (1.0,), (50, 51)), (3, (2.0, 0.5), (60, 61, 62, 63)), (2, (0.3, 0.3, 0.4), (70,))]
-GREEDY = {"max_new_tokens": 6, "do_sample": False}
-
-
-def new_tokens(model, inputs, **options):
-    return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
-
-
-@pytest.mark.parametrize("options", [
-    {},
-    {"use_cache": False},
-    {"num_beams": 3},
-    {"num_beams": 4, "num_return_sequences": 2},
-    {"cache_implementation": "static"},
-])  # fmt: skip
-def test_generating_in_a_batch_equals_generating_alone(tiny_model, options):
-    """Several crops and windows a sample: beams and return sequences must repeat them sample by sample."""
-    model = tiny_model()
-    model.generation_config.eos_token_id = None
-    model.config.text_config.eos_token_id = None
-    samples = [mixed_sample(*sample) for sample in SAMPLES]
-    together = new_tokens(model, batch_of(*samples), **GREEDY | options)
-    alone = torch.cat([new_tokens(model, sample, **GREEDY | options) for sample in samples])
-    assert torch.equal(together, alone)
-    assert len({tuple(row) for row in together.tolist()}) > 1, "the samples must not all give the same"
-
-
-def test_sampling_several_sequences_keeps_each_samples_media(tiny_model):
-    model = tiny_model()
-    seen = []
-    hook = model.model.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
-    model.generate(**batch_of(*[mixed_sample(*sample) for sample in SAMPLES]), max_new_tokens=1, do_sample=True,
-                   num_return_sequences=2)  # fmt: skip
-    hook.remove()
-    prefill = seen[0]
-    assert torch.equal(prefill[0::2], prefill[1::2]) and not torch.equal(prefill[0], prefill[2])
-
-
-def test_media_are_encoded_once_whatever_the_number_of_beams(tiny_model):
-    model = tiny_model()
-    crops = []
-    model.model.vision_tower.register_forward_pre_hook(lambda module, args: crops.append(args[0].shape[0]))
-    model.generate(**batch_of(*[mixed_sample(*sample) for sample in SAMPLES]), **GREEDY, num_beams=3)
-    assert crops == [6]
-
-
-def test_cached_generation_equals_a_forward_pass(tiny_model):
-    model, sample = tiny_model(), mixed_sample(crops=2)
-    outputs = model.generate(**sample, **GREEDY, output_logits=True, return_dict_in_generate=True)
-    full = model(
-        **sample | {"input_ids": outputs.sequences, "attention_mask": torch.ones_like(outputs.sequences)}
-    ).logits
-    prompt = sample["input_ids"].shape[1]
-    assert_close(torch.stack(outputs.logits, 1), full[:, prompt - 1 : -1], atol=1e-4)
-
-
-LONGROPE = {
-    "max_position_embeddings": 128,
-    "original_max_position_embeddings": 32,
-    "rope_parameters": {
-        "rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0,
-        "short_factor": [1.0] * 32, "long_factor": [1.0 + index for index in range(32)],
-    },
-}  # fmt: skip
-
-
-def phi3_of(model):
-    phi3 = Phi3ForCausalLM(model.config.text_config).eval()
-    phi3.model.load_state_dict(model.model.language_model.state_dict())
-    phi3.lm_head.load_state_dict(model.lm_head.state_dict())
-    return phi3
-
-
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
-def test_generation_across_the_longrope_switch_equals_phi3s(tiny_model, options):
-    model = tiny_model(text_config=LONGROPE)
-    phi3 = phi3_of(model)
-    prompt = torch.randint(50, 160, (2, 24))
-    options |= {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "output_logits": True,
-                "return_dict_in_generate": True}  # fmt: skip
-    ours, theirs = model.generate(prompt, **options), phi3.generate(prompt, **options)
-    assert torch.equal(ours.sequences, theirs.sequences)
-    assert_close(torch.stack(ours.logits), torch.stack(theirs.logits), atol=1e-4)
-
-
-@pytest.mark.parametrize("given", ["ids", "ids and embeddings", "embeddings"])
-def test_media_survive_the_longrope_switch(tiny_model, given):
-    """At the switch the cache is dropped and everything read again: with the pictures and sounds in it."""
-    model = tiny_model(text_config=LONGROPE)
-    model.config.text_config.eos_token_id = None
-    sample = mixed_sample(1, (1.0,), (50, 51))
-    prompt = sample["input_ids"].shape[1]
-    assert prompt < 32
-    options = {"max_new_tokens": 40 - prompt, "do_sample": False, "eos_token_id": None, "output_logits": True,
-               "return_dict_in_generate": True}  # fmt: skip
-    inputs = dict(sample)
-    if given != "ids":
-        inputs["inputs_embeds"] = model.get_input_embeddings()(sample["input_ids"])
-    if given == "embeddings":
-        del inputs["input_ids"]
-    outputs = model.generate(**inputs, **options)
-    if given == "embeddings":  # transformers then returns what was written alone
-        outputs.sequences = torch.cat([sample["input_ids"], outputs.sequences], dim=1)
-    full = sample | {"input_ids": outputs.sequences, "attention_mask": torch.ones_like(outputs.sequences)}
-    for length in (31, 32, 33, 36):  # a forward pass over the first `length` tokens is the truth on both sides
-        cut = full | {name: full[name][:, :length] for name in ("input_ids", "attention_mask")}
-        assert_close(outputs.logits[length - prompt], model(**cut).logits[:, -1], atol=1e-4)
-
-
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3, "top_k": 1}])
-def test_embeddings_alone_generate_the_same_with_beams(tiny_model, options):
-    model = tiny_model()
-    sample = mixed_sample(2, (1.0, 0.5), (50, 51))
-    options = options | {"max_new_tokens": 6, "eos_token_id": None}
-    by_ids = model.generate(**sample, **options)[:, sample["input_ids"].shape[1] :]
-    ids = sample.pop("input_ids")
-    assert torch.equal(model.generate(**sample, inputs_embeds=model.get_input_embeddings()(ids), **options), by_ids)
-
-
-def test_stop_strings_end_the_answer(tiny_model):
-    tokenizer = AutoTokenizer.from_pretrained(ROOT, trust_remote_code=False)
-    model = tiny_model()
-    prompt = torch.tensor([[50, 51]])
-    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    free = model.generate(prompt, **options)
-    stop = tokenizer.decode(free[0, 2:4])
-    stopped = model.generate(prompt, stop_strings=[stop], tokenizer=tokenizer, **options)
-    assert stopped.shape[1] < free.shape[1] and stop in tokenizer.decode(stopped[0, 2:])
-
-
-def test_a_mask_of_another_number_of_windows_is_an_error(tiny_model):
+def test_a_mask_of_another_number_of_windows_is_an_error(brief_model):
     sample = mixed_sample(1, (1.0,))
     sample["input_features_mask"] = sample["input_features_mask"].repeat(2, 1)
     with pytest.raises(ValueError, match="input_features has 1 windows, but input_features_mask 2"):
-        tiny_model()(**sample)
+        brief_model()(**sample)
 
 
-def test_the_head_may_have_a_bias(tiny_model, tmp_path):
-    model = tiny_model(lm_head_bias=True)
+def test_the_head_may_have_a_bias(brief_model, tmp_path):
+    model = brief_model(lm_head_bias=True)
     model.lm_head.bias.data.normal_()
     model.save_pretrained(tmp_path)
     inputs = {"input_ids": torch.randint(50, 160, (1, 5))}
     assert torch.equal(type(model).from_pretrained(tmp_path)(**inputs).logits, model(**inputs).logits)
-    without = tiny_model()
+    without = brief_model()
     without.load_state_dict({name: w for name, w in model.state_dict().items() if name != "lm_head.bias"})
     assert_close(without(**inputs).logits + model.lm_head.bias, model(**inputs).logits)
 
@@ -720,9 +502,9 @@ def test_the_head_may_have_a_bias(tiny_model, tmp_path):
 
 
 @pytest.fixture
-def repository(tiny_model, tmp_path):
+def repository(brief_model, tmp_path):
     """A saved tiny model as a Hub repository: weights, config and all root code files."""
-    model = tiny_model()
+    model = brief_model()
     folder = tmp_path / "repository"
     model.save_pretrained(folder)
     for code in ROOT.glob("*_eagle.py"):
@@ -787,8 +569,8 @@ def test_round_trip_through_every_auto_class_in_a_fresh_process(repository, tmp_
     {"image_projector_type": "mlp2x_gelu", "num_image_tokens": 16},
     {**DECODER_MODE, "audio_prompt_ids": [1, 5], "audio_language_ids": [7, 8]},
 ])  # fmt: skip
-def test_save_and_load_give_the_same_weights_and_constants(tiny_model, tmp_path, changes):
-    model = tiny_model(**changes)
+def test_save_and_load_give_the_same_weights_and_constants(brief_model, tmp_path, changes):
+    model = brief_model(**changes)
     model.save_pretrained(tmp_path)
     loaded = EagleForConditionalGeneration.from_pretrained(tmp_path)
     assert loaded.state_dict().keys() == model.state_dict().keys()
@@ -800,8 +582,8 @@ def test_save_and_load_give_the_same_weights_and_constants(tiny_model, tmp_path,
     assert tied == model.config.tie_word_embeddings
 
 
-def test_backbone_and_full_model_read_each_others_checkpoints(tiny_model, tmp_path):
-    model = tiny_model(text_config={"tie_word_embeddings": True})
+def test_backbone_and_full_model_read_each_others_checkpoints(brief_model, tmp_path):
+    model = brief_model(text_config={"tie_word_embeddings": True})
     model.save_pretrained(tmp_path / "full")
     backbone = EagleModel.from_pretrained(tmp_path / "full")
     backbone.save_pretrained(tmp_path / "backbone")
@@ -810,8 +592,8 @@ def test_backbone_and_full_model_read_each_others_checkpoints(tiny_model, tmp_pa
     assert torch.equal(again(**sample).logits, model(**sample).logits)
 
 
-def test_in_bfloat16_every_part_gives_nearly_the_same(tiny_model, tmp_path):
-    model = tiny_model()
+def test_in_bfloat16_every_part_gives_nearly_the_same(brief_model, tmp_path):
+    model = brief_model()
     model.save_pretrained(tmp_path / "float32")
     loaded = EagleForConditionalGeneration.from_pretrained(tmp_path / "float32", dtype=torch.bfloat16)
     loaded.save_pretrained(tmp_path / "bfloat16")
@@ -828,8 +610,8 @@ def test_in_bfloat16_every_part_gives_nearly_the_same(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("room", [600_000, 1_250_000])  # bytes: the vision tower; all but the language model's layers
-def test_parts_that_find_no_room_lie_on_disk(tiny_model, tmp_path, room):
-    model = tiny_model()
+def test_parts_that_find_no_room_lie_on_disk(brief_model, tmp_path, room):
+    model = brief_model()
     model.save_pretrained(tmp_path)
     placement = {"device_map": "auto", "max_memory": {"cpu": room}, "offload_folder": tmp_path / "disk"}
     loaded = EagleForConditionalGeneration.from_pretrained(tmp_path, **placement)
@@ -841,8 +623,8 @@ def test_parts_that_find_no_room_lie_on_disk(tiny_model, tmp_path, room):
     assert torch.equal(loaded.generate(**sample, max_new_tokens=3), model.generate(**sample, max_new_tokens=3))
 
 
-def test_missing_weights_are_an_error_unless_the_caller_asks_for_them(tiny_model, tmp_path):
-    model = tiny_model()
+def test_missing_weights_are_an_error_unless_the_caller_asks_for_them(brief_model, tmp_path):
+    model = brief_model()
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     cut = {name: tensor for name, tensor in weights.items() if "multi_modal_projector" not in name}
@@ -857,9 +639,9 @@ def test_missing_weights_are_an_error_unless_the_caller_asks_for_them(tiny_model
 
 
 @pytest.fixture
-def checkpoint(tiny_model, tmp_path):
+def checkpoint(brief_model, tmp_path):
     """A folder with a checkpoint that loads."""
-    tiny_model().save_pretrained(tmp_path)
+    brief_model().save_pretrained(tmp_path)
     EagleForConditionalGeneration.from_pretrained(tmp_path)
     return tmp_path
 
@@ -887,8 +669,8 @@ def test_a_checkpoint_without_its_weights_is_an_error(checkpoint):
         EagleForConditionalGeneration.from_pretrained(checkpoint)
 
 
-def test_a_checkpoint_that_lacks_a_part_of_its_weights_is_an_error(tiny_model, tmp_path):
-    tiny_model().save_pretrained(tmp_path, max_shard_size="400KB")
+def test_a_checkpoint_that_lacks_a_part_of_its_weights_is_an_error(brief_model, tmp_path):
+    brief_model().save_pretrained(tmp_path, max_shard_size="400KB")
     EagleForConditionalGeneration.from_pretrained(tmp_path)
     parts = sorted(tmp_path.glob("model-*.safetensors"))
     parts[-1].unlink()
@@ -903,8 +685,8 @@ def test_a_checkpoint_of_another_model_is_an_error(checkpoint):
         EagleForConditionalGeneration.from_pretrained(checkpoint)
 
 
-def test_weights_of_another_shape_are_an_error(tiny_model, tmp_path):
-    tiny_model().save_pretrained(tmp_path)
+def test_weights_of_another_shape_are_an_error(brief_model, tmp_path):
+    brief_model().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_image_tokens": 4}))
     with pytest.raises(RuntimeError, match="mismatched"):

@@ -71,3 +71,7 @@ def test_eagle_tiny_stays_tiny():
     assert 10e6 <= count(model) <= 20e6
     assert 2 * count(model) <= 40e6, "bytes in bf16"
     assert model.config.text_config.vocab_size <= 4096 and model.config.text_config.hidden_size % 128 == 0
+
+
+def test_eagle_tiny_stays_tiny_with_a_voice():
+    assert 2 * count(meta_model("eagle-tiny-a")) <= 48e6, "bytes in bf16, which git holds"

@@ -37,7 +37,7 @@ from training import parts
 
 ROOT = Path(__file__).parents[1]
 MANIFEST, UNFINISHED, INDEX = "manifest.json", "unfinished.json", "model.safetensors.index.json"
-MADE_OF_NOTHING = ("eagle-tiny",)  # presets without published parts
+MADE_OF_NOTHING = ("eagle-tiny", "eagle-tiny-a")  # presets without published parts
 TOKEN_SCALE = 0.5  # root mean square of a text token's embedding at the start, near that of the towers' tokens
 SPELLING = 2.0  # what a word's spellings have in common at the start, beside what each has for itself
 EMBEDDING, NORM = "model.language_model.embed_tokens.weight", "model.language_model.norm.weight"

@@ -38,7 +38,7 @@ from training.adapters import ADAPTERS
 from training.synthesis import dense, samples, speaking
 from training.synthesis.pictures import CROP
 
-SKILLS = [*samples.SKILLS, "speaking"]
+SKILLS = {skill: functools.partial(samples.make, skill) for skill in samples.SKILLS} | {"speaking": speaking.make}
 LARGE_PICTURES = {"sign": 0.3, "code": 0.3, "spoken_picture": 0.15}  # share of a skill's pictures with several crops
 SOURCE_KEYS = {"path", "weight", "adapter"}
 UNEVEN = {"masked_request": 8, "in_context_request": 8, "mixed_request": 8}  # batches of a skill that are drawn, and sorted by length, together
@@ -102,9 +102,8 @@ class WorldSource:
 
 def draw_sized(skill: str, seed: str, large: bool) -> dict:
     """A training sample; of the skills with pictures of several sizes, drawn anew until the size is as asked for."""
-    make = speaking.make if skill == "speaking" else functools.partial(samples.make, skill)
     for attempt in itertools.count():
-        sample = make("train", f"{seed}/{attempt}")
+        sample = SKILLS[skill]("train", f"{seed}/{attempt}")
         if skill not in LARGE_PICTURES or large == any(max(image.size) > CROP for image in sample["images"]):
             return sample
 

@@ -1,6 +1,7 @@
 """Trains the speech decoder, alone or with everything else: training.sft with answers that are also spoken.
 
-    python -m training.speech --config training/recipes/speech/tiny.yaml --model . --max_steps 20 --output_dir runs/try
+    python -m training.assemble --preset eagle-tiny-a --weights . --output runs/start-speech
+    python -m training.speech --config training/recipes/speech/tiny.yaml --max_steps 20 --output_dir runs/try
 
 Rows with `speech`, the waveform of their last answer, teach to speak; others, and the text of all, teach as in training.sft. The
 objective is VITS's (arXiv 2106.06103): the posterior's latents, through the flow, are likely under the prior of the character
@@ -24,7 +25,7 @@ from transformers import AutoConfig
 from trl import TrlParser
 
 from media_eagle import resample
-from speech_text_eagle import BLANK, SpokenText, segment_ends
+from speech_text_eagle import SpokenText
 from training import sft
 from training.collator import EagleCollator, from_json
 from training.discriminators import Discriminator, feature_loss, judges_loss, pleasing_loss
@@ -90,33 +91,21 @@ class SpeechCollator(EagleCollator):
         }
 
     def characters(self, tokens: list[int]) -> tuple[list[int], list[int], list[int]]:
-        """Characters of an answer, the numbers of their tokens and of their segments, as generation_eagle.Speaker has them."""
+        """Characters of an answer, the numbers of their tokens and of their segments."""
         text = SpokenText(self.processor.tokenizer)
-        characters, owners, segments, pieces, first = [], [], [], [], 0
-        for number, token in enumerate([*tokens, None]):
-            piece = b"" if token is None else text.piece(token)
-            if token is None or segment_ends(pieces, piece, not characters):
-                said, places = text.characters(pieces)
-                if said and not characters:
-                    said, places = [BLANK, *said], [places[0], *places]
-                segments += [segments[-1] + 1 if segments else 0] * len(said)
-                characters += said
-                owners += [first + place for place in places]
-                pieces, first = [], number
-            pieces.append(piece)
-        spoken = [number for number, token in enumerate(tokens) if text.written(token)]
-        return [*characters, BLANK], [*owners, spoken[-1] if spoken else 0], [*segments, segments[-1] + 1 if segments else 0]
+        parts = [segment for token in tokens if (segment := text.add(token))] + text.finish()
+        characters, owners = ([value for part in parts for value in part[i]] for i in (0, 1))
+        return characters, owners, [number for number, part in enumerate(parts) for _ in part[0]]
 
     def choice(self, meta: dict) -> list[int]:
         """Indices of voice (-1: another), emotion, speed and volume."""
-        config, found = self.config, []
-        for kind, name, known in (("voice", meta.get("voice"), config.voices), ("emotion", meta.get("emotion", "neutral"), config.emotions)):
-            if name is not None and name not in known:
-                raise ValueError(f"unknown {kind} {name!r} of speech; known: {', '.join(known)}")
-            found.append(-1 if name is None else list(known).index(name))
-        for value, known in ((meta.get("speed", 1.0), config.speeds), (meta.get("volume", 1.0), config.volumes)):
-            found.append(min(range(len(known)), key=lambda i, value=value, known=known: abs(known[i] - value)))
-        return found
+        config, voice = self.config, meta.get("voice")
+        return [
+            -1 if voice is None else config.index("voice", voice),
+            config.index("emotion", meta.get("emotion", config.emotions[0])),
+            config.nearest("speed", meta.get("speed", 1.0)),
+            config.nearest("volume", meta.get("volume", 1.0)),
+        ]
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [dict(row.get("features", row)) for row in rows]
@@ -157,7 +146,7 @@ def speak(decoder, projector, hidden: torch.Tensor, batch: dict[str, torch.Tenso
     if decoder.config.vocoder_type == "hifigan":
         latents, _, posterior_log_deviation = decoder.posterior_encoder(spectrogram, frame_mask, voice[..., None])
     else:
-        latents, posterior_log_deviation = decoder.latents(spectrogram, voice) * frame_mask, None
+        latents, posterior_log_deviation = decoder.normalised_mel(spectrogram) * frame_mask, None
     content = decoder.flow(latents, frame_mask, voice[..., None])
     path = alignment(content, mean, log_deviation, lengths, frames)
     durations = path.sum(-1)
@@ -314,7 +303,7 @@ def main() -> None:
     sft.check_model(arguments.model)
     speech = AutoConfig.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True).speech_config
     if speech is None:
-        raise ValueError(f"{arguments.model} has no speech decoder; training/assemble.py gives it one (--preset with speech_config)")
+        raise ValueError(f"{arguments.model} has no speech decoder; training/assemble.py gives it one: --preset eagle-tiny-a --weights")
     sft.train(arguments, config, functools.partial(SpeechCollator, config=speech), SpeechTrainer)
 
 
