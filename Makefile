@@ -82,11 +82,11 @@ train-tiny: setup ## Train eagle-tiny from nothing into runs/function-calling (9
 	$(SYNTHESIS).expressive_speech --rows 4096 --output data/tiny/speech
 	$(SYNTHESIS).documents --rows 1024 --output data/tiny/documents
 	$(SYNTHESIS).interleaved --rows 512 --output data/tiny/interleaved
-	$(ENCODE) --rows 3840 --paths world:sign world:chart world:scene & \
-	$(ENCODE) --rows 2560 --paths world:code world:sentence world:clip world:spoken_picture world:spoken_fact && \
-	$(ENCODE) --rows 640 --paths world:page world:dictation world:bars && \
+	$(ENCODE) --rows 3840 --paths world:sign world:chart world:scene && \
 	$(ENCODE) --rows 1280 --paths world:multimodal_request data/tiny/documents && \
-	$(ENCODE) --rows 4096 --paths data/tiny/speech && $(ENCODE) --rows 512 --paths data/tiny/interleaved && wait %1
+	$(ENCODE) --rows 512 --paths data/tiny/interleaved && $(ENCODE) --rows 4096 --paths data/tiny/speech & \
+	$(ENCODE) --rows 2560 --paths world:code world:sentence world:clip world:spoken_picture world:spoken_fact && \
+	$(ENCODE) --rows 640 --paths world:page world:dictation world:bars && wait %1
 	$(SFT)/instruct/tiny.yaml
 	$(SFT)/chat/tiny.yaml
 	$(SFT)/function-calling/tiny.yaml
