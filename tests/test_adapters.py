@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from training import convert_data
-from training.adapters import ADAPTERS, CONTINUE, DESCRIBE, READ, TRANSCRIBE
+from training.adapters import ADAPTERS, CONTINUE, DESCRIBE, READ, READ_ALOUD, TRANSCRIBE
 from training.collator import EagleCollator
 from training.shards import SCHEMA, read_rows
 
@@ -127,6 +127,22 @@ ROWS = {
         "chapter_id": 1240,
         "id": "103-1240-0000",
     },
+    "ljspeech": {
+        "id": "LJ002-0026",
+        "audio": column(sound("WAV"), "LJ002-0026.wav"),
+        "file": "LJ002-0026.wav",
+        "text": "in 1813,",
+        "normalized_text": "in eighteen thirteen,",
+    },
+    "libritts": {
+        "audio": column(sound("WAV"), "103_1241_000000_000001.wav"),
+        "text_normalized": "Chapter two.",
+        "text_original": "CHAPTER TWO.",
+        "speaker_id": "103",
+        "path": "103_1241_000000_000001.wav",
+        "chapter_id": "1241",
+        "id": "103_1241_000000_000001",
+    },
     "llava": {
         "id": "000000033471",
         "image": column(picture()),
@@ -168,6 +184,8 @@ ANSWERS = {  # all that is trained: what the assistant says, the template's call
     "pdfa": "Dear Ann<|end|>Bye<|end|>",
     "spoken_trivia": "Paris<|end|>",
     "librispeech": "chapter one<|end|>",
+    "ljspeech": "in eighteen thirteen,<|end|>",
+    "libritts": "Chapter two.<|end|>",
     "llava": "Red.<|end|>No.<|end|>",
     "wizardlm": "Seven.<|end|>",
     "any_instruct": "It is red.<|end|>",
@@ -451,6 +469,28 @@ def test_folders_of_librispeech(tmp_path, monkeypatch):
         ("84-121-0001", ["but no"]),
     ]
     assert rows[0]["audios"] == [{"bytes": sound(), "path": None}]
+
+
+def test_folders_of_speech_to_say(tmp_path, monkeypatch):
+    lj, tts = tmp_path / "LJSpeech-1.1", tmp_path / "dev-clean" / "84" / "121123"
+    (lj / "wavs").mkdir(parents=True)
+    tts.mkdir(parents=True)
+    (lj / "metadata.csv").write_text("LJ1|in 1813,|in eighteen thirteen,\nLJ2|so \"it\" was\nno text\n")
+    (tts / "84_121123_7_0.normalized.txt").write_text("Go!\n")
+    (tts / "84_121123_7_0.original.txt").write_text("Go !\n")
+    for file in (lj / "wavs" / "LJ1.wav", lj / "wavs" / "LJ2.wav", tts / "84_121123_7_0.wav"):
+        file.write_bytes(sound("WAV"))
+    rows = convert(monkeypatch, tmp_path / "a", "ljspeech", "--input", lj, "--max-bad-rows", 1)
+    assert [(row["id"], texts(row, "assistant")) for row in rows] == [("LJ1", ["in eighteen thirteen,"]), ("LJ2", ['so "it" was'])]
+    rows += convert(monkeypatch, tmp_path / "b", "libritts", "--input", tmp_path / "dev-clean")
+    assert texts(rows[2], "user")[0].split(" ", 1)[0] in {text.split(" ")[0] for text in READ_ALOUD}
+    assert json.loads(rows[2]["meta"]) == {"speaker": "84"} and texts(rows[2], "assistant") == ["Go!"]
+    assert all(row["speech"] == column(sound("WAV")) and not row["audios"] for row in rows)
+    (lj / "wavs" / "LJ1.wav").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="cannot decode .*LJ1.wav as audio"):
+        convert(monkeypatch, tmp_path / "c", "ljspeech", "--input", lj, "--max-bad-rows", 0)
+    with pytest.raises(ValueError, match="holds none of .*must be laid out as LibriSpeech, LJSpeech or LibriTTS"):
+        convert(monkeypatch, tmp_path / "d", "ljspeech", "--input", tmp_path / "a")
 
 
 def test_bad_rows_are_named_counted_and_left_out_up_to_the_limit(tmp_path, media_root, monkeypatch):

@@ -29,6 +29,7 @@ from training.synthesis.samples import TRANSCRIBE
 IMAGE, AUDIO = {"type": "image", "text": None}, {"type": "audio", "text": None}
 DESCRIBE = ("Describe the picture.", "What does the picture show?", "Write a caption for this picture.")
 READ = ("Read the page.", "What is written here?", "Write down the text, line by line.")
+READ_ALOUD = ("Say:", "Read aloud:", "Repeat after me:")
 CONTINUE = ("Continue the document.", "Write how the document goes on.", "What does the document say next?")
 
 END_OF_ARTICLE = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"  # OBELICS: what follows is another article
@@ -173,6 +174,28 @@ def librispeech(row: dict) -> dict:
     return conversation(row["id"], messages, audios=[row["audio"]])
 
 
+@adapter
+def ljspeech(row: dict) -> dict:
+    """https://huggingface.co/datasets/keithito/lj_speech: `audio`, `normalized_text`, `id`. convert_data makes such rows of folders
+    with metadata.csv, too.
+    """
+    return read_aloud(row["id"], row["normalized_text"], row["audio"])
+
+
+@adapter
+def libritts(row: dict) -> dict:
+    """https://huggingface.co/datasets/blabble-io/libritts_r: `audio`, `text_normalized`, `speaker_id`, `id`. convert_data makes such
+    rows of the folders of openslr.org/60 and /141, too.
+    """
+    return read_aloud(row["id"], row["text_normalized"], row["audio"], speaker=row["speaker_id"])
+
+
+def read_aloud(id, text: str, audio, **meta) -> dict:
+    """An answer with its speech, in a voice that the decoder hears, since it has no name for it."""
+    messages = [message("user", f"{pick(READ_ALOUD, id)} {text}"), message("assistant", text)]
+    return conversation(id, messages, speech=audio, meta=meta)
+
+
 # ------------------------------------------------------------------------------------------------ instructions and chat
 
 
@@ -303,7 +326,7 @@ def glaive_call(text: str) -> dict:
 # ------------------------------------------------------------------------------------------------ what they share
 
 
-def conversation(id, messages: list[dict], images=(), audios=(), tools=(), meta=None) -> dict:
+def conversation(id, messages: list[dict], images=(), audios=(), speech=None, tools=(), meta=None) -> dict:
     """A conversation row with all its columns; `tools` are functions {name, description, parameters: JSON schema}.
 
     Raises ValueError where nobody answers, or media and the parts that show them differ in number.
@@ -313,7 +336,7 @@ def conversation(id, messages: list[dict], images=(), audios=(), tools=(), meta=
     tools = [{"type": "function", "function": function} for function in tools]
     row = {"id": str(id), "messages": messages, "tools": to_json(tools or None), "meta": to_json(meta or {})}
     row |= {"images": [medium(image) for image in images], "audios": [medium(audio) for audio in audios], "videos": []}
-    row |= {"source": None, "license": None}
+    row |= {"speech": medium(speech) if speech else None, "source": None, "license": None}
     check_row(row)
     return row
 
@@ -378,7 +401,7 @@ def to_png(image: Image.Image) -> bytes:
 ADAPTERS = {"idl": documents, "pdfa": documents} | {
     read.__name__: read
     for read in (
-        *(cauldron, obelics, laion_coco, rendered_text, spoken_trivia, librispeech),
+        *(cauldron, obelics, laion_coco, rendered_text, spoken_trivia, librispeech, ljspeech, libritts),
         *(llava, wizardlm, any_instruct, xlam, glaive),
     )
 }

@@ -1,4 +1,4 @@
-"""Public data sets as files (JSON, JSONL, tar, Parquet, LibriSpeech's folders) to shards of conversation rows.
+"""Public data sets as files (JSON, JSONL, tar, Parquet, folders of speech) to shards of conversation rows.
 
     python -m training.convert_data --adapter llava --input llava_v1_5_mix665k.json --media-root images \\
         --source liuhaotian/LLaVA-Instruct-150K --license cc-by-4.0 --output out/llava
@@ -100,23 +100,51 @@ def parquet_rows(path: Path) -> list[Callable[[], dict]]:
     return [functools.partial(rows.__getitem__, index) for index in range(len(rows))]
 
 
-def librispeech_rows(folder: Path) -> Iterator[Callable[[], dict]]:
-    """SPEAKER/CHAPTER/*.trans.txt: lines of an utterance's id and text; the sound, ID.flac, lies beside."""
-    transcripts = sorted(folder.rglob("*.trans.txt"))
-    if not transcripts:
-        raise ValueError(f"{folder} holds no *.trans.txt; a folder must be laid out as LibriSpeech is")
-    for transcript in transcripts:
-        for line in transcript.read_text().splitlines():
-            id, text = line.split(" ", 1)
-            yield functools.partial(dict, id=id, text=text, audio=str(transcript.absolute().with_name(f"{id}.flac")))
+def folder_rows(folder: Path) -> Iterator[Callable[[], dict]]:
+    for pattern, read in FOLDERS.items():
+        if files := sorted(folder.rglob(pattern)):
+            return (row for file in files for row in read(file.absolute()))
+    raise ValueError(f"{folder} holds none of {', '.join(FOLDERS)}; it must be laid out as LibriSpeech, LJSpeech or LibriTTS is")
 
 
+def librispeech_rows(transcript: Path) -> Iterator[Callable[[], dict]]:
+    """Lines of an utterance's id and text; the sound, ID.flac, lies beside."""
+    for line in transcript.read_text(encoding="utf-8").splitlines():
+        id, text = line.split(" ", 1)
+        yield functools.partial(dict, id=id, text=text, audio=str(transcript.with_name(f"{id}.flac")))
+
+
+def ljspeech_rows(table: Path) -> Iterator[Callable[[], dict]]:
+    """Lines of an id, a text and, where it has one, its normalised form, "|" between; the sound is wavs/ID.wav."""
+    for line in table.read_text(encoding="utf-8").splitlines():
+        yield functools.partial(ljspeech_row, table.parent / "wavs", line)
+
+
+def ljspeech_row(wavs: Path, line: str) -> dict:
+    id, *texts = line.split("|")
+    if not texts:
+        raise ValueError(f"no '|' in the line {line[:80]!r}")
+    return {"id": id, "text": texts[0], "normalized_text": texts[-1], "audio": str(wavs / f"{id}.wav")}
+
+
+def libritts_rows(text: Path) -> Iterator[Callable[[], dict]]:
+    """SPEAKER/CHAPTER/ID.normalized.txt; the sound, ID.wav, lies beside."""
+    yield functools.partial(libritts_row, text)
+
+
+def libritts_row(text: Path) -> dict:
+    id = text.name.removesuffix(".normalized.txt")
+    said = text.read_text(encoding="utf-8").strip()
+    return {"id": id, "text_normalized": said, "speaker_id": id.split("_")[0], "audio": str(text.with_name(f"{id}.wav"))}
+
+
+FOLDERS = {"*.trans.txt": librispeech_rows, "metadata.csv": ljspeech_rows, "*.normalized.txt": libritts_rows}
 READERS = {
     ".json": json_rows,
     ".jsonl": json_rows,
     ".tar": tar_rows,
     ".parquet": parquet_rows,
-    "a folder": librispeech_rows,
+    "a folder": folder_rows,
 }
 
 
@@ -184,8 +212,8 @@ def draw(
 
 def embed(row: dict, media_root: str, download: bool) -> None:
     """Puts the files of a row's media into it. Raises OSError for one that is missing, ValueError for a damaged one."""
-    for kind in ("image", "audio"):
-        for medium in row[f"{kind}s"]:
+    for kind, media in {"image": row["images"], "audio": [*row["audios"], *filter(None, [row["speech"]])]}.items():
+        for medium in media:
             name = medium["path"] or f"{kind} of {len(medium['bytes'])} bytes"
             content = medium["bytes"] or read_medium(medium["path"], media_root, download)
             try:

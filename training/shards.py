@@ -1,7 +1,7 @@
 """Conversation rows as Parquet shards with a manifest: what the scripts of training/synthesis/ and training/ write and read.
 
-A row holds `messages` and, as encoded files in order of appearance, `images` (PNG), `audios` (FLAC) and `videos` (MP4);
-SCHEMA has its columns. A script gives `write_shards` a function from a number to a row; the same arguments give the same
+A row holds `messages` and, as encoded files in order of appearance, `images` (PNG), `audios` (FLAC) and `videos` (MP4), and
+in `speech` perhaps the last answer as a sound; SCHEMA has its columns. A script gives `write_shards` a function from a number to a row; the same arguments give the same
 bytes on one core, on many, or as Ray tasks, and a run that was killed goes on with the shard that it had not finished.
 """
 
@@ -33,7 +33,7 @@ import soundfile
 from PIL import Image
 from tqdm import tqdm
 
-SAMPLING_RATE = 16_000  # of FLAC
+SAMPLING_RATE = 16_000  # of FLAC, where a sound has none of its own
 ROLES = ("system", "user", "assistant", "tool")
 MEDIA = ("image", "audio", "video")
 ENGINES = ("processes", "ray")
@@ -42,12 +42,13 @@ PACKAGES = ("pyarrow", "pillow", "soundfile", "av", "numpy")  # their versions m
 
 _PART = pa.struct([("type", pa.string()), ("text", pa.string())])
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.list_(_PART)), ("tool_calls", pa.string())])
-_FILES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+_FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("messages", pa.list_(_MESSAGE)),
-        *((f"{kind}s", _FILES) for kind in MEDIA),
+        *((f"{kind}s", pa.list_(_FILE)) for kind in MEDIA),
+        ("speech", _FILE),  # or null
         ("tools", pa.string()),  # JSON or null, as is `tool_calls` of a message
         ("source", pa.string()),
         ("license", pa.string()),
@@ -62,8 +63,8 @@ SCHEMA = pa.schema(
 def encode_row(sample: dict, id: str, source: str, license: str) -> dict:
     """A sample as training/synthesis/samples.py makes them (messages, media in memory, `meta`) to a row of SCHEMA.
 
-    Pictures are PIL images, sounds mono float32 (samples,) at 16 kHz, videos frames (T, H, W, 3) uint8, one a second;
-    a medium that is `bytes`, a file's content, is kept as it is. `tools`, `tool_calls` and `meta` may be objects or JSON.
+    Pictures are PIL images, sounds (`speech` among them) mono float32 (samples,) at 16 kHz, videos frames (T, H, W, 3) uint8,
+    one a second; a medium that is `bytes`, a file's content, is kept as it is. `tools`, `tool_calls` and `meta` may be objects or JSON.
     """
     encoders = {"image": encode_image, "audio": encode_audio, "video": encode_video}
     files = {
@@ -74,6 +75,7 @@ def encode_row(sample: dict, id: str, source: str, license: str) -> dict:
         "id": id,
         "messages": [encode_message(message) for message in sample["messages"]],
         **files,
+        "speech": None if sample.get("speech") is None else {"bytes": encode_audio(sample["speech"]), "path": None},
         "tools": to_json(sample.get("tools")),
         "source": source,
         "license": license,
@@ -102,14 +104,14 @@ def encode_image(image: Image.Image | bytes) -> bytes:
     return buffer.getvalue()
 
 
-def encode_audio(waveform: np.ndarray | bytes) -> bytes:
+def encode_audio(waveform: np.ndarray | bytes, sampling_rate: int = SAMPLING_RATE) -> bytes:
     """FLAC of 16 bits. Raises ValueError for what is not one axis of finite samples."""
     if isinstance(waveform, bytes):
         return waveform
     if waveform.ndim != 1 or not waveform.size or not np.isfinite(waveform).all():
         raise ValueError(f"a sound is one axis of finite samples, got shape {waveform.shape}")
     buffer = io.BytesIO()
-    soundfile.write(buffer, waveform, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(buffer, waveform, sampling_rate, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
 
 
@@ -130,7 +132,8 @@ def encode_video(frames: np.ndarray | bytes) -> bytes:
 
 
 def check_row(row: dict) -> None:
-    """Raises ValueError for a row with other columns, an unknown role or part, or media that its messages do not show."""
+    """Raises ValueError for a row with other columns, an unknown role or part, media that its messages do not show, or speech
+    without an answer that it says."""
     if set(row) != set(SCHEMA.names):
         raise ValueError(f"row {row.get('id')!r} has columns {sorted(row)}; they must be {sorted(SCHEMA.names)}")
     roles = {message["role"] for message in row["messages"]}
@@ -142,6 +145,8 @@ def check_row(row: dict) -> None:
     for kind in MEDIA:
         if shown[kind] != len(row[f"{kind}s"]):
             raise ValueError(f"row {row['id']!r} shows {shown[kind]} {kind}s, but has {len(row[f'{kind}s'])}")
+    if row["speech"] and row["messages"][-1]["role"] != "assistant":
+        raise ValueError(f"row {row['id']!r} has speech, but ends with a message of {row['messages'][-1]['role']}")
 
 
 # ------------------------------------------------------------------------------------------------ writing

@@ -24,11 +24,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig
 from trl import TrlParser
 
-from media_eagle import resample
+from media_eagle import is_source, read_audio, resample
 from speech_text_eagle import SpokenText
 from training import sft
 from training.collator import EagleCollator, from_json
 from training.discriminators import Discriminator, feature_loss, judges_loss, pleasing_loss
+from training.shards import SAMPLING_RATE
 from training.trainer import EagleTrainer
 
 MEL_WEIGHT, MEL_BINS = 45, 80  # the others' weights are 1
@@ -55,7 +56,7 @@ class SpeechArguments(sft.EagleArguments):
 class SpeechCollator(EagleCollator):
     """As EagleCollator; for rows with `speech` also tensors whose names begin with `speech_`.
 
-    `speech` is a waveform (samples,), or with its rate a pair. `meta` names the voice, one of the speech decoder's or null for
+    `speech` is a waveform (samples,) at 16 kHz, or a sound file: bytes, a path, or a dict of both. `meta` names the voice, one of the speech decoder's or null for
     another, and where they are known emotion, speed and volume.
     Raises ValueError for a voice or an emotion that the decoder does not have, and for speech too short for its text.
     """
@@ -73,7 +74,7 @@ class SpeechCollator(EagleCollator):
     def spoken(self, labels, input_ids, speech, meta: dict) -> dict[str, torch.Tensor]:
         """Of one answer: `speech_waveform` (F * hop_length,), `speech_choice` (4,), and of each character
         `speech_characters`, `speech_positions` of the states that predict its token, and `speech_segments`, (L,)."""
-        waveform, rate = speech if isinstance(speech, tuple) else (speech, 16_000)
+        waveform, rate, _ = read_audio(speech) if is_source(speech) else (speech, SAMPLING_RATE, None)
         hop = self.config.hop_length
         waveform = torch.as_tensor(resample(waveform, rate, self.config.sampling_rate))
         waveform = F.pad(waveform, (0, -len(waveform) % hop))

@@ -1,23 +1,25 @@
 """Answers of the small world with their speech: what the speech decoder learns from. A skill of training/data.py.
 
-    python -m training.synthesis.speaking --count 4 --output out/speaking
+    python -m training.synthesis.speaking --rows 4096 --output data/speaking
 
 A row's `speech` is the waveform of its last answer, mono float32 at 16 kHz; `meta` says how it is spoken: voice, emotion, speed
 and volume (multiples of the ordinary), and `words` as [text, start, end] in seconds.
 """
 
 import argparse
+import functools
 import random
-from pathlib import Path
 
 import numpy as np
 
 from speech_text_eagle import spoken as as_spoken
+from training import shards
 from training.synthesis import expressive_speech, pictures, world
 from training.synthesis.expressive_speech import LABELS, is_token, joined, rms, with_sounds
 from training.synthesis.samples import ECHO, row
 from training.synthesis.voices import SAMPLING_RATE, VOICES
 
+NAME, LICENSE = "eagle-speaking", "apache-2.0"
 WORDS_A_MINUTE = 165
 LEVEL = 0.04  # root mean square
 SPEEDS, VOLUMES = (0.75, 1.0, 1.3), (0.5, 1.0, 1.6)
@@ -32,7 +34,7 @@ def speaking(rng: random.Random, split: str) -> dict:
         "voice": rng.choice(list(VOICES)), "emotion": rng.choice(list(LABELS["emotion"])),
         "speed": rng.choice(SPEEDS), "volume": rng.choice(VOLUMES),
     }  # fmt: skip
-    waveform, spans = speech(rng, text, **choice)
+    waveform, spans = speech(rng, text, **choice, sounds=rng.random() < 0.1)
     if any(is_token(part) for part, _, _ in spans):
         text = " ".join(part for part, _, _ in spans)
     return row(rng, [("text", question)], text, words=spans, **choice) | {"speech": waveform}
@@ -50,10 +52,10 @@ def said_again(rng: random.Random, split: str) -> tuple[str, str]:
     return f"{rng.choice(ASK)} {text}", text
 
 
-def speech(rng: random.Random, text: str, voice: str, emotion: str, speed: float, volume: float):
-    """The waveform, and the (text, start, end) in seconds of words and of coughs, laughs and breaths among them.
+def speech(rng: random.Random, text: str, voice: str, emotion: str, speed: float, volume: float, sounds: bool = False):
+    """The waveform, and the (text, start, end) in seconds of words and, if asked for, of coughs, laughs and breaths among them.
 
-    An emotion is spoken as the middle of its class in expressive_speech.LABELS.
+    These only come into a text that is spoken as it is written. An emotion is spoken as the middle of its class in expressive_speech.LABELS.
     """
     style = {name: sum(ends) / 2 for name, ends in LABELS["emotion"][emotion].items()}
     style |= {"wpm": WORDS_A_MINUTE * speed, "tilt": 0}
@@ -61,7 +63,7 @@ def speech(rng: random.Random, text: str, voice: str, emotion: str, speed: float
     phrases = expressive_speech.spoken(words, voice, style)
     gain = LEVEL * volume / rms(np.concatenate([waveform for _, waveform in phrases]))
     phrases = [(words, waveform * gain) for words, waveform in phrases]
-    if words == text and rng.random() < 0.1:
+    if sounds and words == text:
         phrases = with_sounds(rng, phrases, 20 * np.log10(LEVEL * volume))
     waveform, spans = joined(rng, phrases)
     first = max(round((spans[0][1] - MARGIN) * SAMPLING_RATE), 0)
@@ -76,20 +78,24 @@ def make(split: str, seed: int | str) -> dict:
     return sample
 
 
-def main() -> None:
-    import soundfile
+def draw(split: str, seed: int, index: int) -> dict:
+    """The row of that number, of training/shards.py's SCHEMA."""
+    return shards.encode_row(make(split, f"{seed}/{index}"), f"{NAME}/{split}/{seed}/{index}", NAME, LICENSE)
 
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shards.add_arguments(parser)
     parser.add_argument("--split", choices=("train", "test"), default="train")
-    parser.add_argument("--count", type=int, default=4)
-    parser.add_argument("--output", type=Path, help="folder for the sound; without it only the texts are printed")
     args = parser.parse_args()
-    for i in range(args.count):
-        sample = make(args.split, i)
-        print(sample["messages"][-1]["content"][0]["text"], {k: v for k, v in sample["meta"].items() if k != "words"})
-        if args.output:
-            args.output.mkdir(parents=True, exist_ok=True)
-            soundfile.write(args.output / f"speaking-{i}.wav", sample["speech"], SAMPLING_RATE)
+    shards.write_shards(
+        functools.partial(draw, args.split, args.seed),
+        source=NAME,
+        license=LICENSE,
+        options={"script": "speaking", "split": args.split},
+        labels=("voice", "emotion", "speed", "volume"),
+        **shards.arguments(args),
+    )
 
 
 if __name__ == "__main__":
