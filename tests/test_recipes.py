@@ -92,5 +92,5 @@ def test_no_stage_draws_the_rows_of_an_earlier_one(variant):
 
 
 def test_every_stage_has_a_tiny_and_a_full_recipe():
-    for stage in {path.parent for path in STAGES if path.parent.name not in OF_THE_HUB}:
+    for stage in {path.parent for path in STAGES + SPEECH if path.parent.name not in OF_THE_HUB}:
         assert {path.stem for path in stage.glob("*.yaml")} == {"tiny", "full"}, stage.name

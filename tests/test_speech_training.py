@@ -1,30 +1,43 @@
 """training.speech: rows to tensors, the objective, and whole runs."""
 
+import functools
 import json
-import re
+import os
+import socket
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, write_small_checkpoint
+from conftest import ROOT, make_config, write_small_checkpoint
 from eagle.configuration_eagle import EagleSpeechConfig
 from eagle.generation_eagle import Speaker
+from eagle.modeling_eagle import EagleForConditionalGeneration
 from eagle.speech_eagle import EagleSpeechDecoder, EagleSpeechProjector
 from safetensors.torch import load_file
 from test_speech_eagle import TINY
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoProcessor
 
 from training import speech
 from training.discriminators import Discriminator, feature_loss, judges_loss, pleasing_loss
-from training.shards import encode_audio, read_rows
+from training.shards import SCHEMA, encode_audio, read_rows
 from training.synthesis import speaking
 from training.synthesis.expressive_speech import LABELS
 from training.synthesis.voices import VOICES
 
 PROCESSOR = AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
 SPEECH = TINY | {"sampling_rate": 16_000, "duration_predictor_dropout": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+SETTINGS = {
+    "data": {"speaking": {"path": "world:speaking", "weight": 2}, "fact": {"path": "world:fact", "weight": 1}},
+    "rates": {"speech_decoder": 0.001, "speech_projector": 0.001, "language_model": 0.001},
+    "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "bf16": False,
+    "activation_checkpointing": False, "logging_steps": 1, "save_steps": 2, "report_to": "none", "slice_frames": 16,
+    "lr_scheduler_type": "constant",
+}  # fmt: skip
 RECIPES = sorted((ROOT / "training" / "recipes" / "speech").glob("*.yaml"))
 
 
@@ -247,15 +260,8 @@ def train(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(speech, "Discriminator", small_judges)  # real, but one of six: see there
 
     def run(name="run", **fields):
-        settings = {
-            "model": str(checkpoint), "output_dir": str(tmp_path / name),
-            "data": {"speaking": {"path": "world:speaking", "weight": 2}, "fact": {"path": "world:fact", "weight": 1}},
-            "rates": {"speech_decoder": 0.001, "speech_projector": 0.001, "language_model": 0.001},
-            "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "bf16": False,
-            "activation_checkpointing": False, "logging_steps": 1, "save_steps": 2, "report_to": "none", "slice_frames": 16,
-            "lr_scheduler_type": "constant",
-        }  # fmt: skip
-        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings | fields))
+        settings = SETTINGS | {"model": str(checkpoint), "output_dir": str(tmp_path / name)} | fields
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
         monkeypatch.setattr(sys, "argv", ["speech", "--config", str(tmp_path / "recipe.yaml")])
         speech.main()
         return tmp_path / name
@@ -305,9 +311,110 @@ def test_a_model_without_a_decoder(small_checkpoint, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
-def test_a_recipe_runs_a_step(path, train):
+def test_a_recipe_runs_a_step(path, tmp_path, monkeypatch):
+    """As it stands, but for the model, the number of rows and what lies in its folders of data."""
+    monkeypatch.setattr(speech, "Discriminator", small_judges)
     recipe = yaml.safe_load(path.read_text())
-    assert re.match(r"(# .*\n)+", path.read_text())
-    kept = ("rates", "lr_scheduler_type", "lr_scheduler_kwargs", "weight_decay", "max_grad_norm")
-    folder = train(path.stem, max_steps=1, save_steps=1, **{name: recipe[name] for name in kept if name in recipe})
-    assert all(weight.isfinite().all() for weight in load_file(folder / "model.safetensors").values())
+    rows = [speaking.draw("train", 0, i) for i in range(2)]
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), tmp_path / "said.parquet")
+    for source in recipe["data"].values():
+        source["path"] = source["path"] if source["path"].startswith("world:") else str(tmp_path / "said.parquet")
+    kind = {"tiny": "istft", "full": "hifigan"}[path.stem]
+    decoder = {"model_type": "eagle_speech", **SPEECH, "vocoder_type": kind}
+    model = write_small_checkpoint(tmp_path / "model", decoder, tie_word_embeddings="lm_head" not in recipe["rates"])
+    recipe |= {"model": str(model), "output_dir": str(tmp_path / "run"), "max_steps": 1, "save_steps": 1, "report_to": "none"}
+    recipe |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(sys, "argv", ["speech", "--config", str(tmp_path / "recipe.yaml")])
+    speech.main()
+    assert all(weight.isfinite().all() for weight in load_file(tmp_path / "run" / "model.safetensors").values())
+
+
+# Several processes
+
+
+def test_a_batch_without_speech_asks_the_decoder_for_nothing(train):
+    folder = train(data={"fact": {"path": "world:fact", "weight": 1}}, max_steps=1, save_steps=1)
+    assert np.isfinite(list(logged(folder).values())).all()
+
+
+class Compared(speech.SpeechTrainer):
+    """Says, once trained, whether both processes hold the same weights, and how many batches had speech."""
+
+    spoken = 0
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.spoken += "speech_rows" in inputs
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def save_result(self):
+        for module in filter(None, (self.model, self.judges)):
+            for weight in module.parameters():
+                both = self.accelerator.gather(weight.data[None])
+                assert torch.equal(both[0], both[1])
+        counts = self.accelerator.gather(torch.tensor([self.spoken])).tolist()
+        assert max(counts) > min(counts), "in some step one process had speech and the other none"
+        super().save_result()
+
+
+def in_two(rank, recipe, port):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    speech.SpeechTrainer, speech.Discriminator = Compared, small_judges
+    sys.argv = ["speech", "--config", recipe]
+    speech.main()
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_same_weights(checkpoint, tmp_path):
+    data = {"speaking": {"path": "world:speaking", "weight": 1}, "fact": {"path": "world:fact", "weight": 1}}
+    settings = SETTINGS | {"model": str(checkpoint), "output_dir": str(tmp_path / "run"), "data": data, "max_steps": 6, "save_steps": 6}
+    settings |= {"lanes": 2, "together": 1, "ddp_find_unused_parameters": False}  # so that each draws sources of its own
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(in_two, (str(tmp_path / "recipe.yaml"), port), nprocs=2)
+    entries = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    assert sum("likelihood_loss" in entry for entry in entries) > 1 and all(np.isfinite(e["loss"]) for e in entries if "loss" in e)
+
+
+def speaking_model(kind):
+    torch.manual_seed(0)
+    config = make_config(speech_config={"model_type": "eagle_speech", **SPEECH, "vocoder_type": kind})
+    model = EagleForConditionalGeneration(config).train()
+    model.speech_decoder.forward = functools.partial(speech.speak, model.speech_decoder)
+    return model
+
+
+def spoken_loss(model, batch, number):
+    hidden = model(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states[-1]
+    torch.manual_seed(number)  # of the slices
+    speech_batch = {name: value for name, value in batch.items() if name.startswith("speech_")}
+    return sum(model.speech_decoder(model.speech_projector, hidden, speech_batch, 16).losses.values())
+
+
+def sharded(rank, kind, folder):
+    batches = [batch_of(kind, 1), collator(vocoder_type=kind)([speaking.make("train", 9)])]
+    batches = [batch | {"input_ids": batch["input_ids"] % 10 + 50} for batch in batches]
+    model = speaking_model(kind)
+    losses = [spoken_loss(model, batch, i) for i, batch in enumerate(batches)]
+    (sum(losses) / 2).backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model = speaking_model(kind)
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    for module in (*model.model.language_model.layers, model.speech_projector, model.speech_decoder, model):
+        fully_shard(module, mesh=mesh)
+    loss = spoken_loss(model, batches[rank], rank)
+    torch.testing.assert_close(loss, losses[rank])
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad.full_tensor(), expected[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hifigan", "istft"])
+def test_the_objective_on_shards_is_the_objective(kind, tmp_path):
+    torch.multiprocessing.spawn(sharded, (kind, tmp_path), nprocs=2)

@@ -15,17 +15,18 @@ import os
 from dataclasses import dataclass
 from math import log, pi
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast
 from monotonic_alignment_search import maximum_path
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig
 from trl import TrlParser
 
 from media_eagle import is_source, read_audio, resample
-from speech_text_eagle import SpokenText
+from speech_text_eagle import BLANK, SpokenText
 from training import sft
 from training.collator import EagleCollator, from_json
 from training.discriminators import Discriminator, feature_loss, judges_loss, pleasing_loss
@@ -126,8 +127,7 @@ class SpeechCollator(EagleCollator):
 # --- the objective --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Spoken:
+class Spoken(NamedTuple):
     """What one pass gives: the losses, and slices (B, 1, samples) of what the decoder said and of what was said."""
 
     losses: dict[str, torch.Tensor]
@@ -248,55 +248,93 @@ def spectral_loss(fake: torch.Tensor, real: torch.Tensor, size: int) -> torch.Te
 
 
 class SpeechTrainer(EagleTrainer):
-    """EagleTrainer with the losses of speech beside the text's, and for "hifigan" the judges, which learn before each step."""
+    """EagleTrainer with the losses of speech beside the text's, and for "hifigan" the judges, which learn before each step.
+
+    The decoder's objective runs as its `forward`, at which engines that shard gather its weights; the judges are whole in
+    every process. Of several processes all go through decoder and judges in every step, those without speech with a
+    weight of zero.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        config = self.model.config.speech_config
+        decoder = self.model.speech_decoder
+        decoder.forward = functools.partial(speak, decoder)
         self.judges = self.judges_optimizer = None
-        if config.vocoder_type == "hifigan":
-            judges = Discriminator()
-            optimizer = torch.optim.AdamW(judges.parameters(), self.recipe["discriminator_rate"], betas=(0.8, 0.99), weight_decay=0.01)
-            self.judges, self.judges_optimizer = self.accelerator.prepare(judges, optimizer)
+        if decoder.config.vocoder_type == "hifigan":
+            self.judges = Discriminator().to(self.args.device)
+            for weight in self.judges.parameters():  # each process drew its own
+                weight.data = broadcast(weight.data)
+            rate = self.recipe["discriminator_rate"]
+            self.judges_optimizer = torch.optim.AdamW(self.judges.parameters(), rate, betas=(0.8, 0.99), weight_decay=0.01)
 
     def compute_loss(self, model, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
         batch = {name: inputs.pop(name) for name in list(inputs) if name.startswith("speech_")}
-        if not batch:
+        has_speech = bool(batch)
+        if not has_speech and self.accelerator.num_processes == 1:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs | {"output_hidden_states": True}, True, num_items_in_batch)
-        whole = self.accelerator.unwrap_model(model)
-        spoken = speak(whole.speech_decoder, whole.speech_projector, outputs.hidden_states[-1], batch, self.recipe["slice_frames"])
+        whole, hidden = self.accelerator.unwrap_model(model), outputs.hidden_states[-1]
+        batch = batch or blank_row(whole.speech_decoder.config, self.recipe["slice_frames"], hidden.device)
+        spoken = whole.speech_decoder(whole.speech_projector, hidden, batch, self.recipe["slice_frames"])
+        losses = spoken.losses
         if self.judges is not None:
-            spoken.losses |= self.judged(spoken)
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, value in (spoken.losses | {"text": loss}).items():
-            metrics[f"{name}_loss"].append(self.accelerator.reduce(value.detach(), "mean").item())
-        loss = loss + sum(spoken.losses.values())
+            losses |= self.judged(spoken, has_speech)
+        self.note(losses | {"text": loss}, has_speech)
+        loss = loss + has_speech * sum(losses.values())
         return (loss, outputs) if return_outputs else loss
 
-    def judged(self, spoken: Spoken) -> dict[str, torch.Tensor]:
+    def judged(self, spoken: Spoken, has_speech: bool) -> dict[str, torch.Tensor]:
         """One step of the judges, and what they then think of the decoder's slices."""
         if self.model.training:
             self.judges.requires_grad_(True)
-            self.accelerator.backward(judges_loss(self.judges(spoken.real), self.judges(spoken.fake.detach())))
+            loss = has_speech * judges_loss(self.judges(spoken.real), self.judges(spoken.fake.detach()))
+            loss.backward()
+            for weight in self.judges.parameters():
+                weight.grad = self.accelerator.reduce(weight.grad, "mean")
             self.judges_optimizer.step()
             self.judges_optimizer.zero_grad()
         self.judges.requires_grad_(False)
         real, fake = self.judges(spoken.real), self.judges(spoken.fake)
         return {"judges": pleasing_loss(fake), "features": feature_loss(real, fake)}
 
+    @torch.no_grad()
+    def note(self, losses: dict[str, torch.Tensor], has_speech: bool) -> None:
+        """Adds the losses to the log, those of speech as the mean of the processes that have some."""
+        text = self.accelerator.reduce(losses.pop("text").detach(), "mean")
+        values = torch.stack([*losses.values(), torch.ones_like(text)]).detach() * has_speech
+        *values, count = self.accelerator.reduce(values).tolist()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["text_loss"].append(text.item())
+        if count:
+            for name, value in zip(losses, values, strict=True):
+                metrics[f"{name}_loss"].append(value / count)
+
     def _save_optimizer_and_scheduler(self, output_dir) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.judges is not None and self.args.should_save:
-            judges = self.accelerator.unwrap_model(self.judges)
-            torch.save([judges.state_dict(), self.judges_optimizer.state_dict()], Path(output_dir, DISCRIMINATOR))
+            torch.save([self.judges.state_dict(), self.judges_optimizer.state_dict()], Path(output_dir, DISCRIMINATOR))
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.judges is not None and checkpoint and os.path.exists(saved := Path(checkpoint, DISCRIMINATOR)):
             weights, optimizer = torch.load(saved, map_location=self.args.device, weights_only=True)
-            self.accelerator.unwrap_model(self.judges).load_state_dict(weights)
+            self.judges.load_state_dict(weights)
             self.judges_optimizer.load_state_dict(optimizer)
+
+
+def blank_row(config, frames: int, device) -> dict[str, torch.Tensor]:
+    """The tensors of a row that says two blanks in so many frames, with the first state of a batch."""
+    zeros = torch.zeros(1, 2, dtype=torch.long, device=device)
+    return {
+        "speech_waveform": 0.01 * torch.randn(1, frames * config.hop_length, device=device),
+        "speech_choice": zeros.repeat(1, 2),
+        "speech_characters": zeros + BLANK,
+        "speech_positions": zeros,
+        "speech_segments": zeros,
+        "speech_rows": zeros[0, :1],
+        "speech_frames": zeros[0, :1] + frames,
+        "speech_lengths": zeros[0, :1] + 2,
+    }
 
 
 def main() -> None:
