@@ -5,8 +5,9 @@
     make demo ARGS="--image my.png --text 'What does the sign say?'"
     python demo.py --model runs/instruct --output out/try      # another checkpoint
 
-Each question is the content of one user message, as the chat template takes it. The page, OUTPUT/demo.html, holds its
-media in itself and loads nothing from elsewhere.
+Each question is the content of one user message, as the chat template takes it. Where the checkpoint has a speech decoder,
+answers to spoken questions are spoken too, in each of its voices (OUTPUT/answer-1-Emma.wav and so on). The page,
+OUTPUT/demo.html, holds its media in itself and loads nothing from elsewhere.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import html
 import json
 import mimetypes
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
@@ -31,13 +32,14 @@ class Answer:
 
     `tokens` counts the prompt's tokens by modality. `seconds_to_first` runs from the files to the first token: reading
     and preparing them, the towers, and the language model over the prompt. `tokens_per_second` is the rate of the
-    tokens after the first, None if there is none.
+    tokens after the first, None if there is none. `speech` has the sound files of the answer, by their voices.
     """
 
     text: str
     tokens: dict[str, int]
     seconds_to_first: float
     tokens_per_second: float | None
+    speech: dict[str, Path] = field(default_factory=dict)
 
 
 class Stopwatch:
@@ -95,6 +97,21 @@ def ask(model, processor, content: list[dict]) -> Answer:
         seconds_to_first=first - started,
         tokens_per_second=(len(ids) - 1) / (last - first) if len(ids) > 1 else None,
     )
+
+
+def speak(model, processor, content: list[dict], stem: Path) -> dict[str, Path]:
+    """Answers one user message as `ask` does, once in each voice: writes `stem`-VOICE.wav, and gives their paths by voice."""
+    import soundfile
+
+    messages = [{"role": "user", "content": content}]
+    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True).to(model.device)
+    files = {}
+    for voice in model.config.speech_config.voices:
+        said = model.generate(**inputs, generation_mode="audio", voice=voice, max_new_tokens=64, do_sample=False)
+        (waveform,) = processor.post_process_multimodal_output(said, generation_mode="audio")
+        files[voice] = stem.with_name(f"{stem.name}-{voice}.wav")
+        soundfile.write(files[voice], waveform, model.config.sampling_rate)
+    return files
 
 
 def count_tokens(processor, prompt, kinds: set[str]) -> dict[str, int]:
@@ -165,6 +182,8 @@ def report(number: int, task: dict, answer: Answer) -> str:
         rows.append(("expected", task["answer"]))
     rows.append(("tokens in", ", ".join(f"{name} {count}" for name, count in answer.tokens.items())))
     rows.append(("speed", speed(answer)))
+    if answer.speech:
+        rows.append(("aloud", f"{shown_path(next(iter(answer.speech.values())))}, in {len(answer.speech)} voices"))
     return "\n".join([f"\n{number}. {task['title']}", *(f"   {name:10}{value}" for name, value in rows)])
 
 
@@ -172,7 +191,10 @@ def shown(part: dict) -> str:
     """A part of a message as one reads it: its text, or the path of its file."""
     if part["type"] == "text":
         return part["text"]
-    path = Path(part[part["type"]])
+    return shown_path(Path(part[part["type"]]))
+
+
+def shown_path(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
@@ -212,17 +234,30 @@ def card(processor, task: dict, answer: Answer) -> str:
     return f"""<article>
 <h2>{html.escape(task["title"])}</h2>
 <div class="media">{media}</div>
-<div class="talk">{asked}<p class="answer">{html.escape(answer.text) or "(nothing)"}{mark}</p>{expected}
+<div class="talk">{asked}<p class="answer">{html.escape(answer.text) or "(nothing)"}{mark}</p>{expected}{voices(answer)}
 <dl>{figures}</dl></div>
 </article>"""
+
+
+def voices(answer: Answer) -> str:
+    """Players of a spoken answer: the first voice's, the others' behind a line to open."""
+    players = [
+        f'<label class="voice">{html.escape(voice)}<audio src="{embedded(path, "audio/wav")}" controls></audio></label>'
+        for voice, path in answer.speech.items()
+    ]
+    others = "".join(players[1:])
+    return "".join(players[:1]) + (f"<details><summary>Other voices</summary>{others}</details>" if others else "")
+
+
+def embedded(path: Path, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def player(processor, part: dict) -> str:
     """A picture, or a player of sound (under its waveform) or video, with the file inside."""
     kind, path = part["type"], Path(part[part["type"]])
     name = html.escape(path.name)
-    mime = mimetypes.guess_type(path)[0] or f"{kind}/*"
-    source = f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    source = embedded(path, mimetypes.guess_type(path)[0] or f"{kind}/*")
     if kind == "image":
         return f'<img src="{source}" alt="{name}">'
     if kind == "video":
@@ -277,14 +312,16 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         tasks = asset_tasks()
     model, processor = load(args.model)
+    args.output.mkdir(parents=True, exist_ok=True)
     answers = []
     for number, task in enumerate(tasks, 1):
         answers.append(ask(model, processor, task["content"]))
+        if model.config.speech_config and is_spoken(task):
+            answers[-1].speech = speak(model, processor, task["content"], args.output / f"answer-{number}")
         print(report(number, task, answers[-1]), flush=True)
     verdicts = [is_right(task, answer) for task, answer in zip(tasks, answers, strict=True)]
     if not is_own:
         print(f"\n{sum(verdicts)} of {len(verdicts)} right")
-    args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "demo.html").write_text(page(processor, model, tasks, answers))
     print(f"\nThe same with pictures and sound: {args.output / 'demo.html'}")
 

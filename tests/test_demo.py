@@ -10,11 +10,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import IN_TRAINING, ROOT
+import soundfile
+from conftest import IN_TRAINING, ROOT, write_small_checkpoint
 from PIL import Image
+from test_speech_eagle import TINY as SPEECH
 
 import demo
 from training.synthesis import make_assets, world
+from training.synthesis.voices import VOICES
 
 QUESTIONS = json.loads((ROOT / "assets" / "questions.json").read_text())
 
@@ -115,6 +118,21 @@ def test_the_users_own_video_and_sound(checkpoint):
     assert answer.tokens["video"] == 5 * 128  # one picture a second
     assert demo.is_right(task, answer) is None
     assert Sources(demo.page(processor, model, [task], [answer])).tags.count("video") == 1
+
+
+def test_spoken_questions_are_answered_aloud_in_every_voice(tmp_path):
+    decoder = {"model_type": "eagle_speech", **SPEECH, "vocoder_type": "istft", "sampling_rate": 16_000}
+    write_small_checkpoint(tmp_path / "model", decoder)
+    process = run("--model", tmp_path / "model", "--output", tmp_path / "out", "--audio", "assets/spoken_fact.wav")
+    assert process.returncode == 0, process.stderr
+    files = sorted((tmp_path / "out").glob("*.wav"))
+    assert [file.name for file in files] == sorted(f"answer-1-{voice}.wav" for voice in VOICES)
+    assert "answer-1-Chris.wav, in 7 voices" in process.stdout
+    assert all(soundfile.info(file).samplerate == 16_000 and soundfile.info(file).frames > 0 for file in files)
+    sources = Sources((tmp_path / "out" / "demo.html").read_text())
+    assert sources.tags.count("audio") == 8 and all(source.startswith("data:audio/") for source in sources.found)
+    written = run("--model", tmp_path / "model", "--output", tmp_path / "written", "--text", "hello")
+    assert written.returncode == 0 and not list((tmp_path / "written").glob("*.wav"))
 
 
 def test_markup_in_what_the_user_writes_stays_text(checkpoint):
