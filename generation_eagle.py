@@ -58,11 +58,12 @@ class Speaker:
             self.states = {n: state for n, state in self.states.items() if n >= text.first or n == text.last}
 
     def finish(self) -> Iterator[torch.Tensor]:
-        """The rest of the sound, once no token follows."""
-        *others, last = self.text.finish()
-        for segment in others:
-            yield from self.say(segment)
-        yield from self.say(last, is_last=True)
+        """The rest of the sound, once no token follows. An answer with nothing to say is one frame of silence."""
+        segments = self.text.finish()
+        for number, segment in enumerate(segments, 1):
+            yield from self.say(segment, is_last=number == len(segments))
+        if not segments:
+            yield torch.zeros(self.model.speech_decoder.config.hop_length, device=self.state["voice"].device)
 
     def say(self, segment: Segment, is_last: bool = False) -> Iterator[torch.Tensor]:
         characters, owners = segment

@@ -76,15 +76,15 @@ class SpokenText:
         return segment
 
     def finish(self) -> list[Segment]:
-        """What is left once no token follows; a blank ends it."""
+        """What is left once no token follows; a blank ends it. Nothing, if no letter or cue was said."""
         rest = self.close()
-        return [*([rest] if rest else []), ([BLANK], [self.last])]
+        return [*([rest] if rest else []), ([BLANK], [self.last])] if self.has_begun else []
 
     def close(self) -> Segment | None:
         characters, places = self.characters(self.pieces)
         owners = [self.first + place for place in places]
         self.first, self.pieces = self.first + len(self.pieces), []
-        if not characters:
+        if not characters or not (self.has_begun or any(c > 255 or chr(c).isalpha() for c in characters)):
             return None
         if not self.has_begun:
             characters, owners, self.has_begun = [BLANK, *characters], [owners[0], *owners], True

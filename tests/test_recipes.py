@@ -73,8 +73,9 @@ def test_a_recipe_of_a_tower_runs_a_step(path, tmp_path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
 def test_a_recipe_says_what_it_is(path):
-    head = re.match(r"(# .*\n)+", path.read_text())
-    assert head, "a recipe opens with comments: which stage, which data, what it takes"
+    """A recipe opens with comments: the stage, then what it takes and gives, each under its name."""
+    head = re.match(r"(# .*\n)+", path.read_text())[0]
+    assert {"data", "score", "time", "hardware"} <= set(re.findall(r"^# (\w+) +\S", head, re.MULTILINE))
     recipe = yaml.safe_load(path.read_text())
     assert recipe["output_dir"].startswith("runs/")
 

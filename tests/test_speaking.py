@@ -82,6 +82,23 @@ def test_a_written_answer_is_spoken_as_a_new_one(speaking):
         speaking.speak(ids, torch.zeros_like(ids), TOKENIZER)
 
 
+@pytest.mark.parametrize("text", ["", "?!", "😀", "東京", "```\nprint(1)\n```"])
+def test_an_answer_with_nothing_to_say_is_a_frame_of_silence(speaking, text):
+    ids = torch.tensor([[2, *TOKENIZER(text, add_special_tokens=False).input_ids, 3]])
+    mask = torch.ones_like(ids)
+    mask[:, 0] = 0
+    assert torch.equal(speaking.speak(ids, mask, TOKENIZER), torch.zeros(64))
+
+
+def test_ten_thousand_characters(speaking):
+    ids = torch.tensor([[2, *TOKENIZER("the lamp costs 3 😀 東京. " * 450, add_special_tokens=False).input_ids]])
+    mask = torch.ones_like(ids)
+    mask[:, 0] = 0
+    speaking.config.text_config.max_position_embeddings = ids.shape[1]
+    spoken = speaking.speak(ids, mask, TOKENIZER)
+    assert len(spoken) > 10_000 * 64 and spoken.isfinite().all() and spoken.abs().max() <= 1
+
+
 def test_embeddings_instead_of_ids(speaking):
     embeds = speaking.get_input_embeddings()(PROMPT)
     ids, (waveform,) = speaking.generate(inputs_embeds=embeds, generation_mode="audio", **GREEDY)

@@ -16,7 +16,7 @@ def said(text):
         assert len(characters) == len(owners) and owners == sorted(owners)
         assert all(0 <= owner < max(len(tokens), 1) for owner in owners)
     blanks = [(i, c) for i, (characters, _) in enumerate(parts) for c in characters if c == BLANK]
-    assert blanks == ([(0, BLANK)] if len(parts) > 1 else []) + [(len(parts) - 1, BLANK)]
+    assert blanks == ([(0, BLANK), (len(parts) - 1, BLANK)] if parts else [])
     strings = ["".join(chr(c) if c < 256 else f"<{c}>" for c in characters if c != BLANK) for characters, _ in parts]
     return strings[:-1]
 
@@ -36,6 +36,8 @@ def said(text):
         ("[laugh] well [cough][breath] yes", f"{'<257>' * 8} well {'<258>' * 8}{'<259>' * 8} yes"),
         ("", ""),
         ("😀", ""),
+        ("?! ...", ""),
+        ("... well", "... well"),
     ],
 )
 def test_what_is_said(text, words):

@@ -64,6 +64,8 @@ def parts(request):
 class Recorder:
     """Stands where a model stands for a Speaker, and keeps what is to be said."""
 
+    config = EagleSpeechConfig()
+
     def __init__(self):
         self.said = []
 
@@ -89,7 +91,7 @@ class Recorder:
 def test_training_hears_what_speaking_says(text):
     tokens = [*PROCESSOR.tokenizer(text, add_special_tokens=False).input_ids, PROCESSOR.tokenizer.eos_token_id]
     recorder = Recorder()
-    speaker = Speaker(recorder, {}, PROCESSOR.tokenizer, None)
+    speaker = Speaker(recorder, {"voice": torch.zeros(1)}, PROCESSOR.tokenizer, None)
     for number, token in enumerate(tokens):
         list(speaker.add(token, torch.tensor([float(number)])))
     list(speaker.finish())
@@ -135,6 +137,10 @@ def test_shards_hold_what_the_skill_draws(tmp_path, monkeypatch):
 def test_rows_that_cannot_be(meta, message):
     with pytest.raises(ValueError, match=message):
         collator().features(speaking.make("train", 0) | {"meta": meta})
+    silent = speaking.make("train", 0)
+    silent["messages"][-1]["content"][0]["text"] = "?!"
+    with pytest.raises(ValueError, match="nothing to say, but the row has speech"):
+        collator().features(silent)
     with pytest.raises(ValueError, match="characters are said in 3 frames"):
         collator().features(speaking.make("train", 0) | {"speech": np.ones(64 * 3, np.float32)})
 

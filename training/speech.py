@@ -59,7 +59,7 @@ class SpeechCollator(EagleCollator):
 
     `speech` is a waveform (samples,) at 16 kHz, or a sound file: bytes, a path, or a dict of both. `meta` names the voice, one of the speech decoder's or null for
     another, and where they are known emotion, speed and volume.
-    Raises ValueError for a voice or an emotion that the decoder does not have, and for speech too short for its text.
+    Raises ValueError for a voice or an emotion that the decoder does not have, and for speech too short for its text or without one.
     """
 
     def __init__(self, processor, config):
@@ -82,6 +82,8 @@ class SpeechCollator(EagleCollator):
         labelled = (labels != -100).nonzero().flatten()
         begin = int(labelled[(labelled.diff(prepend=labelled[:1] - 2) != 1).nonzero()[-1]])
         characters, positions, segments = self.characters(input_ids[begin : int(labelled[-1]) + 1].tolist())
+        if not characters:
+            raise ValueError("the answer holds nothing to say, but the row has speech")
         if len(waveform) // hop < len(characters):
             raise ValueError(f"{len(characters)} characters are said in {len(waveform) // hop} frames of speech, less than one each")
         return {
