@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent
 ASSETS = ROOT / "assets"
 FRESH_SKILLS = ("sign", "spoken_fact", "spoken_picture", "clip", "chart")
 MEDIA = ("image", "video", "audio")
+GREEDY = {"do_sample": False, "max_new_tokens": 64}
 
 
 @dataclass
@@ -86,10 +87,9 @@ def describe(model) -> str:
 def ask(model, processor, content: list[dict]) -> Answer:
     """Answers one user message greedily, in at most 64 tokens."""
     started = time.perf_counter()
-    messages = [{"role": "user", "content": content}]
-    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
-    prompt, watch = inputs["input_ids"][0], Stopwatch()
-    ids = model.generate(**inputs.to(model.device), streamer=watch, max_new_tokens=64, do_sample=False)[0, len(prompt) :]
+    inputs, watch = prompt_of(processor, content), Stopwatch()
+    prompt = inputs["input_ids"][0]
+    ids = model.generate(**inputs.to(model.device), streamer=watch, **GREEDY)[0, len(prompt) :]
     first, last = watch.times[1], watch.times[-1]
     return Answer(
         text=processor.decode(ids, skip_special_tokens=True).strip(),
@@ -99,15 +99,18 @@ def ask(model, processor, content: list[dict]) -> Answer:
     )
 
 
+def prompt_of(processor, content: list[dict]):
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+
+
 def speak(model, processor, content: list[dict], stem: Path) -> dict[str, Path]:
-    """Answers one user message as `ask` does, once in each voice: writes `stem`-VOICE.wav, and gives their paths by voice."""
+    """Answers one user message as `ask` does, so with the same words, in each voice: writes `stem`-VOICE.wav; paths by voice."""
     import soundfile
 
-    messages = [{"role": "user", "content": content}]
-    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True).to(model.device)
-    files = {}
+    inputs, files = prompt_of(processor, content).to(model.device), {}
     for voice in model.config.speech_config.voices:
-        said = model.generate(**inputs, generation_mode="audio", voice=voice, max_new_tokens=64, do_sample=False)
+        said = model.generate(**inputs, generation_mode="audio", voice=voice, **GREEDY)
         (waveform,) = processor.post_process_multimodal_output(said, generation_mode="audio")
         files[voice] = stem.with_name(f"{stem.name}-{voice}.wav")
         soundfile.write(files[voice], waveform, model.config.sampling_rate)

@@ -489,7 +489,9 @@ def test_folders_of_speech_to_say(tmp_path, monkeypatch):
     (lj / "wavs" / "LJ1.wav").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot decode .*LJ1.wav as audio"):
         convert(monkeypatch, tmp_path / "c", "ljspeech", "--input", lj, "--max-bad-rows", 0)
-    with pytest.raises(ValueError, match="holds none of .*must be laid out as LibriSpeech, LJSpeech or LibriTTS"):
+    with pytest.raises(ValueError, match="holds metadata.csv and .*.normalized.txt; it must be laid out as one of"):
+        convert(monkeypatch, tmp_path / "d", "ljspeech", "--input", tmp_path)
+    with pytest.raises(ValueError, match="holds none of .*must be laid out as one of LibriSpeech, LJSpeech and LibriTTS"):
         convert(monkeypatch, tmp_path / "d", "ljspeech", "--input", tmp_path / "a")
 
 

@@ -391,6 +391,14 @@ def test_settings_that_differ(preset, tmp_path, section, key, value, message):
         convert(write(tmp_path, converter), preset, tmp_path / "out")
 
 
+@pytest.mark.parametrize("text, message", [("", "config.json is no JSON"), ("[1]", "has no 'data', so it is not OpenVoice's; found: list")])
+def test_a_config_that_is_none(preset, tmp_path, text, message):
+    write(tmp_path, tiny_converter(True))
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path, preset, tmp_path / "out")
+
+
 def test_another_models_config(preset, tmp_path):
     write(tmp_path, tiny_converter(True))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vits", "hidden_size": 192}))

@@ -124,9 +124,9 @@ def without_pass(rank, folder):
         ddp(**batches(case)[rank]).loss.backward()
 
 
-def launch_environment():
-    """What `accelerate launch` with our FSDP2 file hands to the processes that it starts."""
-    args = launch_command_parser().parse_args(["--config_file", str(LAUNCH / "fsdp2.yaml"), "-m", "training.sft"])
+def launch_environment(file="fsdp2.yaml"):
+    """What `accelerate launch` with a file of ours hands to the processes that it starts."""
+    args = launch_command_parser().parse_args(["--config_file", str(LAUNCH / file), "-m", "training.sft"])
     args, _, _ = _validate_launch_command(args)
     return {name: value for name, value in prepare_multi_gpu_env(args).items() if name.startswith("FSDP_")}
 
@@ -136,7 +136,9 @@ def shard_by_accelerate(model):
     accelerator = Accelerator(cpu=True)
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     accelerator.state.fsdp_plugin.set_auto_wrap_policy(model)
-    return fsdp2_prepare_model(accelerator, fsdp2_apply_ac(accelerator, model))
+    if accelerator.state.fsdp_plugin.activation_checkpointing:
+        model = fsdp2_apply_ac(accelerator, model)
+    return fsdp2_prepare_model(accelerator, model)
 
 
 def shard(model):
@@ -266,7 +268,7 @@ def test_the_engine_that_was_asked_for_is_named():
 # --- launch files -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, engine", [("fsdp2", "FSDP"), ("zero3", "DEEPSPEED")])
+@pytest.mark.parametrize("name, engine", [("fsdp2", "FSDP"), ("speech", "FSDP"), ("zero3", "DEEPSPEED")])
 def test_launch_files_are_what_accelerate_reads(name, engine):
     config = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
     assert config.distributed_type == engine and config.num_processes == 256 and config.num_machines == 32
@@ -274,12 +276,13 @@ def test_launch_files_are_what_accelerate_reads(name, engine):
         assert HfDeepSpeedConfig(str(ROOT / config.deepspeed_config["deepspeed_config_file"])).is_zero3()
 
 
-def test_the_sharded_classes_are_the_layers_and_projectors_of_eagle():
+@pytest.mark.parametrize("file, more", [("fsdp2.yaml", set()), ("speech.yaml", {"EagleSpeechProjector", "EagleSpeechDecoder"})])
+def test_the_sharded_classes_are_the_layers_and_projectors_of_eagle(file, more):
     with torch.device("meta"):
         model = EagleForConditionalGeneration(EagleConfig.from_json_file(ROOT / "configs" / "eagle.json"))
     repeated = {type(m[0]).__name__ for m in model.modules() if isinstance(m, torch.nn.ModuleList)}
-    classes = launch_environment()["FSDP_TRANSFORMER_CLS_TO_WRAP"].split(",")
-    assert set(classes) == repeated | {"EagleResampler", "EagleAudioProjector"}
+    classes = launch_environment(file)["FSDP_TRANSFORMER_CLS_TO_WRAP"].split(",")
+    assert set(classes) == repeated | {"EagleResampler", "EagleAudioProjector"} | more
 
 
 def dry_run(*arguments, **environment):
@@ -307,4 +310,6 @@ def test_the_slurm_script_starts_what_accelerate_understands(engine):
 def test_the_slurm_script_asks_for_a_recipe_and_is_sound_bash():
     assert re.search("give a recipe", dry_run().stderr)
     assert dry_run(MODULE="training.launch.engine").stdout.rstrip().endswith("-m training.launch.engine'")
+    speech = dry_run("recipe.yaml", MODULE="training.speech", ENGINE="speech").stdout
+    assert "launch/speech.yaml" in speech and "-m training.speech" in speech and speech.count("--config ") == 0
     subprocess.run(["bash", "-n", str(LAUNCH / "slurm.sh")], check=True, timeout=LIMIT)

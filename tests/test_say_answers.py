@@ -9,8 +9,8 @@ import pytest
 import soundfile
 
 from training import shards
-from training.synthesis import say_answers
-from training.synthesis.voices import VOICES
+from training.synthesis import say_answers, speaking
+from training.synthesis.voices import VOICES, say
 
 SAID = []
 
@@ -48,21 +48,36 @@ def test_answers_are_spoken_and_others_left_out(run):
     call = json.dumps([{"type": "function", "function": {"name": "open", "arguments": {}}}])
     called = {"messages": [{"role": "user", "content": "open"}, {"role": "assistant", "content": "Well.", "tool_calls": call}]}
     asked = {"messages": [{"role": "user", "content": "hello"}]}
-    code = sample("So:\n```\nprint(1)\n```")
-    rows = run([sample("The lamp costs $3."), called, asked, code, sample("?!"), sample("It is red.", meta={"skill": "scene"})])
-    assert [row["id"] for row in rows] == ["row-0/said", "row-5/said"]
+    others = [sample(text) for text in ("So:\n```\nprint(1)\n```", "?!", "東京 is a town.", "[laugh] No.", "")]
+    last = sample("It is red.", meta={"skill": "scene", "words": [["It", 0.0, 0.1]]})
+    rows = run([sample("The lamp costs $3."), called, asked, *others, last])
+    assert [row["id"] for row in rows] == ["row-0/said", "row-8/said"]
     for row in rows:
         meta = json.loads(row["meta"])
         assert meta["voice"] in VOICES and {"emotion", "speed", "volume"} < meta.keys()
         waveform, rate = soundfile.read(io.BytesIO(row["speech"]["bytes"]))
         assert rate == 16_000 and len(waveform) > 4_000 and np.abs(waveform).max() > 0.02
-    assert json.loads(rows[1]["meta"])["skill"] == "scene"
+    meta = json.loads(rows[1]["meta"])
+    assert meta["skill"] == "scene" and "words" not in meta
+
+
+@pytest.mark.parametrize("text", ["“Hello,” she said.", "— Yes, yes.", "• One lamp", "It's red, isn't it? (No.)", "at 3:30, in the café"])
+def test_nothing_of_an_answer_gets_lost(text):
+    """Words are told apart where eSpeak NG tells when they begin, whatever stands around them."""
+    said = say_answers.answer_of(sample_row(text))
+    waveform, rate = say_answers.say_english(said, voice="Emma", emotion="neutral", speed=1.0, volume=1.0)
+    whole = say(said, "Emma", round(speaking.WORDS_A_MINUTE)).words[-1][2]
+    assert len(waveform) / rate == pytest.approx(whole, rel=0.3)
+
+
+def sample_row(text):
+    return shards.encode_row(sample(text), "0", "test", "mit")
 
 
 def test_an_engine_of_ones_own(run):
     SAID.clear()
     rows = run([sample(f"Lamp {i}.") for i in range(3)], "--say", f"{__name__}:beep", "--voices", "Ann", "Ben")
-    assert [text for text, *_ in SAID] == ["Lamp 0.", "Lamp 1.", "Lamp 2."]
+    assert [text for text, *_ in SAID] == ["Lamp zero.", "Lamp one.", "Lamp two."]
     for row, (_, voice, emotion, speed, volume) in zip(rows, SAID, strict=True):
         assert json.loads(row["meta"]) == {"voice": voice, "emotion": emotion, "speed": speed, "volume": volume}
         assert voice in ("Ann", "Ben")

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, make_config, write_small_checkpoint
+from accelerate.utils import DistributedType
+from conftest import DECODER_MODE, ROOT, make_config, write_small_checkpoint
 from eagle.configuration_eagle import EagleSpeechConfig
 from eagle.generation_eagle import Speaker
 from eagle.modeling_eagle import EagleForConditionalGeneration
 from eagle.speech_eagle import EagleSpeechDecoder, EagleSpeechProjector
 from safetensors.torch import load_file
+from test_distributed import launch_environment, meet, shard_by_accelerate
 from test_speech_eagle import TINY
-from torch.distributed.fsdp import fully_shard
 from transformers import AutoProcessor
 
 from training import speech
@@ -120,7 +122,9 @@ def test_other_rates_are_resampled():
 def test_shards_hold_what_the_skill_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["speaking", "--rows", "3", "--processes", "1", "--output", str(tmp_path / "rows")])
     speaking.main()
-    for i, row in enumerate(read_rows(tmp_path / "rows")):
+    rows = list(read_rows(tmp_path / "rows"))
+    assert len(rows) == 3
+    for i, row in enumerate(rows):
         drawn, read = (collator().features(each) for each in (speaking.make("train", f"0/{i}"), row))
         assert drawn.keys() == read.keys()
         for name, tensor in drawn.items():
@@ -339,7 +343,8 @@ def test_a_recipe_runs_a_step(path, tmp_path, monkeypatch):
 # Several processes
 
 
-def test_a_batch_without_speech_asks_the_decoder_for_nothing(train):
+def test_a_batch_without_speech_asks_the_decoder_for_nothing(train, monkeypatch):
+    monkeypatch.setattr(speech, "speak", lambda *_: pytest.fail("the decoder was asked"))
     folder = train(data={"fact": {"path": "world:fact", "weight": 1}}, max_steps=1, save_steps=1)
     assert np.isfinite(list(logged(folder).values())).all()
 
@@ -375,19 +380,20 @@ def in_two(rank, recipe, port):
 @pytest.mark.slow
 def test_two_processes_keep_the_same_weights(checkpoint, tmp_path):
     data = {"speaking": {"path": "world:speaking", "weight": 1}, "fact": {"path": "world:fact", "weight": 1}}
-    settings = SETTINGS | {"model": str(checkpoint), "output_dir": str(tmp_path / "run"), "data": data, "max_steps": 6, "save_steps": 6}
-    settings |= {"lanes": 2, "together": 1, "ddp_find_unused_parameters": False}  # so that each draws sources of its own
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(in_two, (str(tmp_path / "recipe.yaml"), port), nprocs=2)
+    settings = SETTINGS | {"model": str(checkpoint), "output_dir": str(tmp_path / "run"), "data": data, "save_steps": 3}
+    settings |= {"lanes": 2, "together": 1}  # so that each draws sources of its own
+    for steps in (3, 6):  # the second run goes on
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings | {"max_steps": steps}))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        torch.multiprocessing.spawn(in_two, (str(tmp_path / "recipe.yaml"), port), nprocs=2)
     entries = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
     assert sum("likelihood_loss" in entry for entry in entries) > 1 and all(np.isfinite(e["loss"]) for e in entries if "loss" in e)
 
 
 def speaking_model(kind):
     torch.manual_seed(0)
-    config = make_config(speech_config={"model_type": "eagle_speech", **SPEECH, "vocoder_type": kind})
+    config = make_config(**DECODER_MODE, speech_config={"model_type": "eagle_speech", **SPEECH, "vocoder_type": kind})
     model = EagleForConditionalGeneration(config).train()
     model.speech_decoder.forward = functools.partial(speech.speak, model.speech_decoder)
     return model
@@ -407,17 +413,25 @@ def sharded(rank, kind, folder):
     losses = [spoken_loss(model, batch, i) for i, batch in enumerate(batches)]
     (sum(losses) / 2).backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model = speaking_model(kind)
-    mesh = torch.distributed.init_device_mesh("cpu", (2,))
-    for module in (*model.model.language_model.layers, model.speech_projector, model.speech_decoder, model):
-        fully_shard(module, mesh=mesh)
+    meet(rank, folder)
+    os.environ |= launch_environment("speech.yaml")
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    model = shard_by_accelerate(speaking_model(kind))
+    assert all(hasattr(parameter, "full_tensor") for parameter in model.parameters())
     loss = spoken_loss(model, batches[rank], rank)
     torch.testing.assert_close(loss, losses[rank])
     loss.backward()
     for name, parameter in model.named_parameters():
         if name in expected:
             torch.testing.assert_close(parameter.grad.full_tensor(), expected[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("checkpointing, precision", [(True, "no"), (False, "bf16")])
+def test_shards_on_which_the_objective_would_be_wrong(checkpointing, precision):
+    plugin = SimpleNamespace(activation_checkpointing=checkpointing)
+    state = {"distributed_type": DistributedType.FSDP, "mixed_precision": precision, "state": SimpleNamespace(fsdp_plugin=plugin)}
+    with pytest.raises(ValueError, match=f"training/launch/speech.yaml.*found activation checkpointing {checkpointing}, .* {precision}"):
+        speech.check_engine(SimpleNamespace(**state))
 
 
 @pytest.mark.slow

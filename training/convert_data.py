@@ -101,10 +101,15 @@ def parquet_rows(path: Path) -> list[Callable[[], dict]]:
 
 
 def folder_rows(folder: Path) -> Iterator[Callable[[], dict]]:
-    for pattern, read in FOLDERS.items():
-        if files := sorted(folder.rglob(pattern)):
-            return (row for file in files for row in read(file.absolute()))
-    raise ValueError(f"{folder} holds none of {', '.join(FOLDERS)}; it must be laid out as LibriSpeech, LJSpeech or LibriTTS is")
+    found = {pattern: files for pattern in FOLDERS if (files := sorted(folder.rglob(pattern)))}
+    if len(found) != 1:
+        raise ValueError(
+            f"{folder} holds {' and '.join(found) or 'none of ' + ', '.join(FOLDERS)}; it must be laid out as one of LibriSpeech, "
+            "LJSpeech and LibriTTS is"
+        )
+    for pattern, files in found.items():
+        for file in files:
+            yield from FOLDERS[pattern](file.absolute())
 
 
 def librispeech_rows(transcript: Path) -> Iterator[Callable[[], dict]]:
@@ -116,7 +121,7 @@ def librispeech_rows(transcript: Path) -> Iterator[Callable[[], dict]]:
 
 def ljspeech_rows(table: Path) -> Iterator[Callable[[], dict]]:
     """Lines of an id, a text and, where it has one, its normalised form, "|" between; the sound is wavs/ID.wav."""
-    for line in table.read_text(encoding="utf-8").splitlines():
+    for line in table.read_text(encoding="utf-8").strip().split("\n"):
         yield functools.partial(ljspeech_row, table.parent / "wavs", line)
 
 
@@ -124,7 +129,7 @@ def ljspeech_row(wavs: Path, line: str) -> dict:
     id, *texts = line.split("|")
     if not texts:
         raise ValueError(f"no '|' in the line {line[:80]!r}")
-    return {"id": id, "text": texts[0], "normalized_text": texts[-1], "audio": str(wavs / f"{id}.wav")}
+    return {"id": id, "text": texts[0], "normalized_text": texts[-1] or texts[0], "audio": str(wavs / f"{id}.wav")}
 
 
 def libritts_rows(text: Path) -> Iterator[Callable[[], dict]]:

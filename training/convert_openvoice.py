@@ -90,10 +90,14 @@ def speech_decoder(preset: str):
 def read_settings(file: Path) -> dict:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there; it lies beside OpenVoice's {WANTED}")
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); OpenVoice's is an object with 'data' and 'model'") from error
     for section in ("data", "model"):
-        if not isinstance(settings.get(section), dict):
-            raise ValueError(f"{file} has no {section!r}, so it is not OpenVoice's; found: {', '.join(settings)}")
+        if not isinstance(settings, dict) or not isinstance(settings.get(section), dict):
+            found = ", ".join(settings) if isinstance(settings, dict) else type(settings).__name__
+            raise ValueError(f"{file} has no {section!r}, so it is not OpenVoice's; found: {found}")
     return settings
 
 

@@ -1,8 +1,9 @@
 """Conversation rows as Parquet shards with a manifest: what the scripts of training/synthesis/ and training/ write and read.
 
-A row holds `messages` and, as encoded files in order of appearance, `images` (PNG), `audios` (FLAC) and `videos` (MP4), and
-in `speech` perhaps the last answer as a sound; SCHEMA has its columns. A script gives `write_shards` a function from a number to a row; the same arguments give the same
-bytes on one core, on many, or as Ray tasks, and a run that was killed goes on with the shard that it had not finished.
+A row holds `messages` and, as encoded files in order of appearance, `images` (PNG), `audios` (FLAC) and `videos` (MP4); its
+`speech` may be the last answer as a sound. SCHEMA has its columns. A script gives `write_shards` a function from a number to a
+row; the same arguments give the same bytes on one core, on many, or as Ray tasks, and a run that was killed goes on with the
+shard that it had not finished.
 """
 
 import argparse
@@ -145,8 +146,9 @@ def check_row(row: dict) -> None:
     for kind in MEDIA:
         if shown[kind] != len(row[f"{kind}s"]):
             raise ValueError(f"row {row['id']!r} shows {shown[kind]} {kind}s, but has {len(row[f'{kind}s'])}")
-    if row["speech"] and row["messages"][-1]["role"] != "assistant":
-        raise ValueError(f"row {row['id']!r} has speech, but ends with a message of {row['messages'][-1]['role']}")
+    last = row["messages"][-1]
+    if row["speech"] and (last["role"] != "assistant" or not last["content"]):
+        raise ValueError(f"row {row['id']!r} has speech, but its last message, of role {last['role']}, is no answer that says something")
 
 
 # ------------------------------------------------------------------------------------------------ writing

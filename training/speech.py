@@ -11,7 +11,6 @@ with `vocoder_type: istft` has no posterior and no judges: its latents are the l
 """
 
 import functools
-import os
 from dataclasses import dataclass
 from math import log, pi
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedType, broadcast
 from monotonic_alignment_search import maximum_path
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig
 from trl import TrlParser
@@ -252,13 +252,13 @@ def spectral_loss(fake: torch.Tensor, real: torch.Tensor, size: int) -> torch.Te
 class SpeechTrainer(EagleTrainer):
     """EagleTrainer with the losses of speech beside the text's, and for "hifigan" the judges, which learn before each step.
 
-    The decoder's objective runs as its `forward`, at which engines that shard gather its weights; the judges are whole in
-    every process. Of several processes all go through decoder and judges in every step, those without speech with a
-    weight of zero.
+    The decoder's objective runs as its `forward`, at which FSDP2 gathers its weights; the judges are whole in every process. Of
+    several processes all go through the decoder in every step, those without speech with a weight of zero.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        check_engine(self.accelerator)
         decoder = self.model.speech_decoder
         decoder.forward = functools.partial(speak, decoder)
         self.judges = self.judges_optimizer = None
@@ -272,16 +272,17 @@ class SpeechTrainer(EagleTrainer):
     def compute_loss(self, model, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
         batch = {name: inputs.pop(name) for name in list(inputs) if name.startswith("speech_")}
         has_speech = bool(batch)
-        if not has_speech and self.accelerator.num_processes == 1:
+        speaking = int(self.accelerator.reduce(torch.tensor(has_speech, device=self.args.device, dtype=torch.long)))
+        if not speaking and self.accelerator.num_processes == 1:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs | {"output_hidden_states": True}, True, num_items_in_batch)
         whole, hidden = self.accelerator.unwrap_model(model), outputs.hidden_states[-1]
         batch = batch or blank_row(whole.speech_decoder.config, self.recipe["slice_frames"], hidden.device)
         spoken = whole.speech_decoder(whole.speech_projector, hidden, batch, self.recipe["slice_frames"])
         losses = spoken.losses
-        if self.judges is not None:
+        if self.judges is not None and speaking:
             losses |= self.judged(spoken, has_speech)
-        self.note(losses | {"text": loss}, has_speech)
+        self.note(losses | {"text": loss}, has_speech, speaking)
         loss = loss + has_speech * sum(losses.values())
         return (loss, outputs) if return_outputs else loss
 
@@ -291,8 +292,8 @@ class SpeechTrainer(EagleTrainer):
             self.judges.requires_grad_(True)
             loss = has_speech * judges_loss(self.judges(spoken.real), self.judges(spoken.fake.detach()))
             loss.backward()
-            for weight in self.judges.parameters():
-                weight.grad = self.accelerator.reduce(weight.grad, "mean")
+            gradients = [weight.grad for weight in self.judges.parameters()]
+            vector_to_parameters(self.accelerator.reduce(parameters_to_vector(gradients), "mean"), gradients)
             self.judges_optimizer.step()
             self.judges_optimizer.zero_grad()
         self.judges.requires_grad_(False)
@@ -300,16 +301,14 @@ class SpeechTrainer(EagleTrainer):
         return {"judges": pleasing_loss(fake), "features": feature_loss(real, fake)}
 
     @torch.no_grad()
-    def note(self, losses: dict[str, torch.Tensor], has_speech: bool) -> None:
-        """Adds the losses to the log, those of speech as the mean of the processes that have some."""
-        text = self.accelerator.reduce(losses.pop("text").detach(), "mean")
-        values = torch.stack([*losses.values(), torch.ones_like(text)]).detach() * has_speech
-        *values, count = self.accelerator.reduce(values).tolist()
+    def note(self, losses: dict[str, torch.Tensor], has_speech: bool, speaking: int) -> None:
+        """Adds the losses to the log, those of speech as the mean of the `speaking` processes that have some."""
+        weights = {name: 1 / self.accelerator.num_processes if name == "text" else has_speech / max(speaking, 1) for name in losses}
+        values = self.accelerator.reduce(torch.stack([loss.float() * weights[name] for name, loss in losses.items()]))
         metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["text_loss"].append(text.item())
-        if count:
-            for name, value in zip(losses, values, strict=True):
-                metrics[f"{name}_loss"].append(value / count)
+        for name, value in zip(losses, values.tolist(), strict=True):
+            if speaking or name == "text":
+                metrics[f"{name}_loss"].append(value)
 
     def _save_optimizer_and_scheduler(self, output_dir) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -318,10 +317,24 @@ class SpeechTrainer(EagleTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.judges is not None and checkpoint and os.path.exists(saved := Path(checkpoint, DISCRIMINATOR)):
-            weights, optimizer = torch.load(saved, map_location=self.args.device, weights_only=True)
+        if self.judges is not None and checkpoint:
+            weights, optimizer = torch.load(Path(checkpoint, DISCRIMINATOR), map_location="cpu", weights_only=True)
             self.judges.load_state_dict(weights)
             self.judges_optimizer.load_state_dict(optimizer)
+
+
+def check_engine(accelerator) -> None:
+    """Raises ValueError for an engine on which the objective would fail, or be wrong without a word: weights and inputs that are
+    made bfloat16, and activations that are computed twice, with other random numbers."""
+    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return
+    plugin = accelerator.state.fsdp_plugin
+    if plugin is None or plugin.activation_checkpointing or accelerator.mixed_precision != "no":
+        found = "DeepSpeed" if plugin is None else f"activation checkpointing {plugin.activation_checkpointing}"
+        raise ValueError(
+            f"on shards, speech is trained by FSDP2, in float32 and without activation checkpointing: launch it with "
+            f"training/launch/speech.yaml and `bf16: false`; found {found}, mixed precision {accelerator.mixed_precision}"
+        )
 
 
 def blank_row(config, frames: int, device) -> dict[str, torch.Tensor]:
@@ -345,6 +358,7 @@ def main() -> None:
     speech = AutoConfig.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True).speech_config
     if speech is None:
         raise ValueError(f"{arguments.model} has no speech decoder; training/assemble.py gives it one: --preset eagle-tiny-a --weights")
+    config.ddp_find_unused_parameters = False  # DDP does not see that the decoder is used, and everything is
     sft.train(arguments, config, functools.partial(SpeechCollator, config=speech), SpeechTrainer)
 
 

@@ -4,6 +4,7 @@
 #     sbatch training/launch/slurm.sh training/recipes/instruct/full.yaml [--any_field value]
 #     sbatch --nodes 4 training/launch/slurm.sh training/recipes/align/full.yaml      # fewer machines
 #     ENGINE=zero3 sbatch training/launch/slurm.sh ...                                # DeepSpeed instead of FSDP2
+#     MODULE=training.speech ENGINE=speech sbatch training/launch/slurm.sh training/recipes/speech/full.yaml
 #     DRY_RUN=1 training/launch/slurm.sh training/recipes/instruct/full.yaml          # shows the command, runs nothing
 #
 # The repository, its .venv and the output folder lie on a disk that all machines share. A job that is preempted, whose
@@ -33,7 +34,7 @@ GPUS=${SLURM_GPUS_ON_NODE:-8}
 JOB=${SLURM_JOB_ID:-0}
 
 arguments=("$@")
-if [ "$MODULE" = training.sft ]; then
+if [ "$MODULE" = training.sft ] || [ "$MODULE" = training.speech ]; then
     : "${1:?give a recipe, such as training/recipes/instruct/full.yaml}"
     arguments=(--config "$@")
     # FSDP checkpoints activations itself, and refuses to do it twice.

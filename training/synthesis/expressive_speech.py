@@ -146,17 +146,18 @@ def spoken(text: str, voice: str, style: dict[str, float]) -> list[tuple[str, np
 def cut(text: str, utterance: Utterance) -> list[tuple[str, np.ndarray]]:
     """(words, waveform) of each stretch that eSpeak gives a time of its own: it runs "in the" and the like together.
 
-    Each waveform goes on for JOINT samples, in which `joined` fades it into the next.
+    Each waveform goes on for JOINT samples, in which `joined` fades it into the next. Where its words are not those of the
+    text, the whole is one stretch: nothing that is said gets lost.
     """
     events, phrases, padded = list(utterance.words), [], np.pad(utterance.waveform, (0, JOINT))
     for word in text.split():
-        if events and events[0][0] == word:
+        if events and events[0][0] == re.search(r"\w+|$", word)[0]:
             _, start, end = events.pop(0)
             first, last = (round(seconds * SAMPLING_RATE) for seconds in (start, end))
             phrases.append((word, padded[first : last + JOINT]))
-        else:
+        elif phrases:
             phrases[-1] = (f"{phrases[-1][0]} {word}", phrases[-1][1])
-    return phrases
+    return [(text, padded)] if events else phrases
 
 
 def lengthened(waveform: np.ndarray, factor: float) -> np.ndarray:

@@ -82,7 +82,8 @@ def draw(paths: tuple[str, ...], model: str, task: str, language: str, seed: int
         kept = new.count(None)
     said = {"task": task, "language": language, "model": model, "texts": len(parts), "kept": kept}
     meta = json.loads(row["meta"] or "{}") | said
-    return row | {"id": f"{row['id']}/{task}/{language}", "meta": shards.to_json(meta), "speech": None}  # it says the old text
+    new = {"id": f"{row['id']}/{task}/{language}", "meta": shards.to_json(meta)}
+    return row | new | {"speech": None}  # what there is says the old text
 
 
 @functools.lru_cache(maxsize=1)

@@ -4,10 +4,12 @@
     python -m training.synthesis.say_answers --shards data/chats --say my_speech:say --output data/chats-spoken
     python -m training.synthesis.say_answers --shards data/libritts --convert my_speech:convert --output data/seven-voices
 
-`--say` names a function (text, voice, emotion, speed, volume) -> (mono waveform, sampling rate), `--convert` one that says again what a
-row's `speech` says, (waveform, sampling rate, voice) -> the same; eagle's own `convert_voice` could stand in it. Voice and, for
-`--say`, emotion, speed and volume are drawn for each row, and its `meta` names them. Calls, answers without a word and, for
-`--convert`, rows without speech are left out. Sounds keep the engine's rate.
+`--say` names a function (text, voice, emotion, speed, volume) -> (mono waveform, sampling rate), whose text is the answer as the
+speech decoder will read it: numbers, addresses and the like in words. `--convert` names one that says again what a row's
+`speech` says, (waveform, sampling rate, voice) -> (waveform, sampling rate); it may ask a model's `convert_voice`. Voice and,
+for `--say`, emotion, speed and volume are drawn for each row, and its `meta` names them. Left out are calls, blocks of code,
+coughs and the like, answers with letters that the decoder does not know, and, for `--convert`, rows without speech. Sounds keep
+the function's rate.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from collections.abc import Callable
 import numpy as np
 
 from media_eagle import read_audio
+from speech_text_eagle import CUE, folded, spoken
 from training import shards
 from training.synthesis import speaking
 from training.synthesis.expressive_speech import LABELS
@@ -35,27 +38,37 @@ def draw(paths: tuple[str, ...], say: str | None, convert: str | None, names: tu
     row = read(paths)[index]
     rng = random.Random(f"say_answers/{seed}/{index}")
     text = answer_of(row)
-    if text is None or (convert and not row["speech"]):
+    if text is None or (convert and not row.get("speech")):
         return None
     style = {"voice": rng.choice(names)}
     if convert:
         waveform, rate, _ = read_audio(row["speech"])
         waveform, rate = find_function(convert)(waveform, rate, **style)
     else:
-        style |= {"emotion": rng.choice(list(LABELS["emotion"])), "speed": rng.choice(speaking.SPEEDS), "volume": rng.choice(speaking.VOLUMES)}
-        waveform, rate = find_function(say)(text, **style) if say else (speaking.speech(rng, text, **style)[0], SAMPLING_RATE)
+        style |= {"emotion": rng.choice(list(LABELS["emotion"]))}
+        style |= {"speed": rng.choice(speaking.SPEEDS), "volume": rng.choice(speaking.VOLUMES)}
+        waveform, rate = (find_function(say) if say else say_english)(text, **style)
     meta = json.loads(row["meta"] or "{}") | style
+    meta.pop("words", None)  # times of another sound
     sound = {"bytes": shards.encode_audio(np.asarray(waveform, np.float32), rate), "path": None}
     return row | {"id": f"{row['id']}/said", "meta": shards.to_json(meta), "speech": sound}
 
 
 def answer_of(row: dict) -> str | None:
-    """The text of the last message, if the assistant says it, and it holds a letter or a digit and no block of code."""
+    """The last message as it is spoken; None where it is not the assistant's, or the decoder would not say all of it."""
     last = row["messages"][-1]
     if last["role"] != "assistant" or last["tool_calls"]:
         return None
     text = " ".join(part["text"] for part in last["content"]).strip()
-    return text if re.search(r"[^\W_]", text) and "```" not in text else None
+    said = spoken(text).strip()
+    is_known = all(folded(character) for character in said if character.isalnum())
+    is_text = re.search(r"[^\W\d_]", said) and "```" not in text and not CUE.search(text)
+    return said if is_known and is_text else None
+
+
+def say_english(text: str, **style) -> tuple[np.ndarray, int]:
+    """eSpeak NG's."""
+    return speaking.speech(random.Random(0), text, **style)[0], SAMPLING_RATE
 
 
 @functools.lru_cache(maxsize=1)
