@@ -67,7 +67,7 @@ TOWERS = OMP_NUM_THREADS=1 $(RUN) -m training.towers --config training/recipes/t
 SYNTHESIS = $(RUN) -m training.synthesis
 ENCODE = OMP_NUM_THREADS=1 $(RUN) -m training.encode --model runs/pretrain --output runs/encoded
 
-train-tiny: setup ## Train eagle-tiny from nothing into runs/function-calling (7.5 hours); a killed run goes on where it stood
+train-tiny: setup ## Train eagle-tiny from nothing into runs/function-calling (7.5 hours, stages summed); a killed run goes on where it stood
 	$(TOWERS)/audio.yaml & \
 	$(TOWERS)/patches.yaml && $(TOWERS)/vision.yaml && \
 	$(TOWERS)/vision.yaml --steps 8000 --easiest 0.8 --decay_fraction 0.4 && wait %1

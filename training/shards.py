@@ -378,6 +378,16 @@ def arguments(args: argparse.Namespace) -> dict:
     return {"count": args.rows} | {name: getattr(args, name) for name in names}
 
 
+@functools.lru_cache(maxsize=1)
+def find_function(name: str) -> Callable:
+    """The function that "module:function" names. Raises ValueError where there is none."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"no function {name!r} ({error}); expected module:function, of a module that Python finds") from error
+
+
 # ------------------------------------------------------------------------------------------------ reading
 
 

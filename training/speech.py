@@ -59,7 +59,8 @@ class SpeechCollator(EagleCollator):
 
     `speech` is a waveform (samples,) at 16 kHz, or a sound file: bytes, a path, or a dict of both. `meta` names the voice, one of the speech decoder's or null for
     another, and where they are known emotion, speed and volume.
-    Raises ValueError for a voice or an emotion that the decoder does not have, and for speech too short for its text or without one.
+    Raises ValueError for a voice or an emotion that the decoder does not have, and for speech too short for its text or
+    without one.
     """
 
     def __init__(self, processor, config):

@@ -22,7 +22,6 @@ import argparse
 import csv
 import functools
 import hashlib
-import importlib
 import json
 import random
 import re
@@ -234,11 +233,8 @@ def is_speakable(text: str) -> bool:
 
 
 def find_engine(say: str | None):
-    """The function named "module:function"."""
-    if say is None:
-        return say_english
-    module, _, function = say.partition(":")
-    return getattr(importlib.import_module(module), function)
+    """The function named "module:function"; without a name eSpeak NG's."""
+    return say_english if say is None else shards.find_function(say)
 
 
 def say_english(text: str, seed: int) -> tuple[np.ndarray, int]:

@@ -14,11 +14,9 @@ the function's rate.
 
 import argparse
 import functools
-import importlib
 import json
 import random
 import re
-from collections.abc import Callable
 
 import numpy as np
 
@@ -43,11 +41,11 @@ def draw(paths: tuple[str, ...], say: str | None, convert: str | None, names: tu
     style = {"voice": rng.choice(names)}
     if convert:
         waveform, rate, _ = read_audio(row["speech"])
-        waveform, rate = find_function(convert)(waveform, rate, **style)
+        waveform, rate = shards.find_function(convert)(waveform, rate, **style)
     else:
         style |= {"emotion": rng.choice(list(LABELS["emotion"]))}
         style |= {"speed": rng.choice(speaking.SPEEDS), "volume": rng.choice(speaking.VOLUMES)}
-        waveform, rate = (find_function(say) if say else say_english)(text, **style)
+        waveform, rate = (shards.find_function(say) if say else say_english)(text, **style)
     meta = json.loads(row["meta"] or "{}") | style
     meta.pop("words", None)  # times of another sound
     sound = {"bytes": shards.encode_audio(np.asarray(waveform, np.float32), rate), "path": None}
@@ -71,16 +69,6 @@ def say_english(text: str, **style) -> tuple[np.ndarray, int]:
     return speaking.speech(random.Random(0), text, **style)[0], SAMPLING_RATE
 
 
-@functools.lru_cache(maxsize=1)
-def find_function(name: str) -> Callable:
-    """The function that "module:function" names. Raises ValueError where there is none."""
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"no function {name!r} ({error}); expected module:function, of a module that Python finds") from error
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shards.add_arguments(parser, rows=None, rows_help="rows to speak, from the first on")
@@ -91,7 +79,7 @@ def main() -> None:
     parser.add_argument("--voices", nargs="+", default=list(VOICES), help="names that the function knows (default: the seven)")
     args = parser.parse_args()
     for name in filter(None, (args.say, args.convert)):
-        find_function(name)
+        shards.find_function(name)
     paths = tuple(shards.shard_files(args.shards[0] if len(args.shards) == 1 else args.shards))
     args.rows = min(args.rows or len(read(paths)), len(read(paths)))
     args.processes = args.processes or 1  # each loads what the function loads

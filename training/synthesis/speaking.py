@@ -55,7 +55,8 @@ def said_again(rng: random.Random, split: str) -> tuple[str, str]:
 def speech(rng: random.Random, text: str, voice: str, emotion: str, speed: float, volume: float, sounds: bool = False):
     """The waveform, and the (text, start, end) in seconds of words and, if asked for, of coughs, laughs and breaths among them.
 
-    These only come into a text that is spoken as it is written. An emotion is spoken as the middle of its class in expressive_speech.LABELS.
+    These only come into a text that is spoken as it is written. An emotion is spoken as the middle of its class in
+    expressive_speech.LABELS.
     """
     style = {name: sum(ends) / 2 for name, ends in LABELS["emotion"][emotion].items()}
     style |= {"wpm": WORDS_A_MINUTE * speed, "tilt": 0}
