@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from training import shards
-from training.synthesis import say_answers, speaking
+from training.synthesis import expressive_speech, say_answers, speaking
 from training.synthesis.voices import VOICES, say
 
 SAID = []
@@ -66,12 +66,24 @@ def test_nothing_of_an_answer_gets_lost(text):
     """Words are told apart where eSpeak NG tells when they begin, whatever stands around them."""
     said = say_answers.answer_of(sample_row(text))
     waveform, rate = say_answers.say_english(said, voice="Emma", emotion="neutral", speed=1.0, volume=1.0)
-    whole = say(said, "Emma", round(speaking.WORDS_A_MINUTE)).words[-1][2]
+    utterance = say(said, "Emma", round(speaking.WORDS_A_MINUTE))
+    assert len(expressive_speech.cut(said, utterance)) == len(utterance.words)
+    whole = utterance.words[-1][2]
     assert len(waveform) / rate == pytest.approx(whole, rel=0.3)
 
 
 def sample_row(text):
     return shards.encode_row(sample(text), "0", "test", "mit")
+
+
+def test_speech_needs_an_answer_that_it_says():
+    row = shards.encode_row(sample("Red.", speech=np.zeros(800, np.float32)), "7", "test", "mit")
+    shards.check_row(row)
+    with pytest.raises(ValueError, match="'7' has speech, but its last message, of role user"):
+        shards.check_row(row | {"messages": row["messages"][:1]})
+    row["messages"][-1]["content"] = []
+    with pytest.raises(ValueError, match="of role assistant, is no answer that says something"):
+        shards.check_row(row)
 
 
 def test_an_engine_of_ones_own(run):
