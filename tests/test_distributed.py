@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from datetime import timedelta
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ from eagle.configuration_eagle import EagleConfig
 from eagle.modeling_eagle import EagleForConditionalGeneration
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+
+from training.optimizer import MuonAdamW
 
 LIMIT = 120
 LAUNCH = ROOT / "training" / "launch"
@@ -163,9 +166,29 @@ def sharded(rank, folder):
         assert_equal(case, rank, model, loss, losses, expected)
 
 
+def optimized(rank, folder):
+    """Weights and state after three steps: those of a process on its own, to the last bit, in both of the two."""
+
+    def run():
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(8, 8) for _ in range(3)]), "head": torch.nn.Linear(8, 1)})
+        optimizer = MuonAdamW([(list(model["layers"].named_parameters("layers")), 0.1), (list(model["head"].named_parameters()), 0.2)], 0.1)
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        return list(model.parameters()), [part["state"] for part in optimizer.state_dict()["parts"]]
+
+    expected = run()
+    meet(rank, folder)
+    with patch.object(torch.optim._muon, "_zeropower_via_newtonschulz", wraps=torch.optim._muon._zeropower_via_newtonschulz) as work:
+        torch.testing.assert_close(run(), expected, atol=0, rtol=0)
+    assert work.call_count == 3 * (2 - rank)  # of three matrices a process has two, the other one
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("work", [replicated, sharded])
-def test_two_processes_give_the_losses_and_gradients_of_one(work, tmp_path):
+@pytest.mark.parametrize("work", [replicated, sharded, optimized])
+def test_two_processes_do_as_one_does(work, tmp_path):
     torch.multiprocessing.spawn(work, (tmp_path,), nprocs=2)
 
 

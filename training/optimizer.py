@@ -1,13 +1,45 @@
 """One optimizer for training from scratch: Muon for the matrices inside layers, AdamW for everything else.
 
 Small transformers learn in far fewer steps with it than with AdamW alone (Jordan et al. 2024, "Muon"; as in
-karpathy/nanochat). Both halves are torch's own.
+karpathy/nanochat). Both halves are torch's own. Where processes hold equal gradients (DDP), each works out its share of
+Muon's updates and hands them to the others, as in Jordan's implementation: at small batches that is a third of a step.
 """
 
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 MUON_RATE = 2.5  # Muon's rate beside AdamW's: its updates are 0.2 of their rate in size, AdamW's nearer to theirs
+
+
+class SharedMuon(torch.optim.Muon):
+    """`torch.optim.Muon` whose matrices are shared out among the processes of the default group, if there are several.
+
+    All must hold equal weights and gradients, as DDP leaves them. Every process keeps the momentum of every matrix, so
+    that any of them can save the state, and any number of processes go on from it.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if not (distributed.is_initialized() and distributed.get_world_size() > 1):
+            return super().step(closure)
+        matrices = [(p, group["momentum"]) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        shares = [matrices[rank :: distributed.get_world_size()] for rank in range(distributed.get_world_size())]
+        for owner, share in enumerate(shares):
+            for p, momentum in share if owner != distributed.get_rank() else ():
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+                self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+                p.grad = None  # torch passes over these
+        loss = super().step(closure)
+        for owner, share in enumerate(shares):
+            if share:
+                weights = [p.data for p, _ in share]
+                together = _flatten_dense_tensors(weights)
+                distributed.broadcast(together, owner)
+                for mine, new in zip(weights, _unflatten_dense_tensors(together, weights), strict=True):
+                    mine.copy_(new)
+        return loss
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -32,7 +64,7 @@ class MuonAdamW(torch.optim.Optimizer):
             raise ValueError("there is nothing to train: every parameter is frozen")
         self.parts = []
         if muon:
-            self.parts.append(torch.optim.Muon(muon, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+            self.parts.append(SharedMuon(muon, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
         if adamw:
             self.parts.append(torch.optim.AdamW(adamw, betas=(0.9, 0.98), weight_decay=weight_decay))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
