@@ -61,19 +61,20 @@ lmms-eval: setup ## Install lmms-eval into build/lmms-eval, for cross-checks
 	test -d build/lmms-eval || $(RUN) -m pip install --disable-pip-version-check -q --no-deps --target build/lmms-eval.part -r requirements-lmms-eval.txt
 	test -d build/lmms-eval || (touch build/lmms-eval.part/$(LMMS_EVAL_KEY) && mv build/lmms-eval.part build/lmms-eval)
 
-# Towers first, each on its own core; then the stages of the paper, in two processes.
+# Towers first, each on its own core, and what the language model learns without them, on the core that is free sooner;
+# then the stages of the paper, in two processes.
+TEXT = OMP_NUM_THREADS=1 $(RUN) -m training.sft --config training/recipes
 SFT = OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node 2 -m training.sft --config training/recipes
 TOWERS = OMP_NUM_THREADS=1 $(RUN) -m training.towers --config training/recipes/towers
 SYNTHESIS = $(RUN) -m training.synthesis
 ENCODE = OMP_NUM_THREADS=1 $(RUN) -m training.encode --model runs/pretrain --output runs/encoded
 
 train-tiny: setup ## Train eagle-tiny from nothing into runs/function-calling (7.5 hours, stages summed); a killed run goes on where it stood
-	$(TOWERS)/audio.yaml & \
+	$(RUN) -m training.assemble --preset eagle-tiny --output runs/text
+	($(TOWERS)/audio.yaml && $(TEXT)/copy/tiny.yaml && $(TEXT)/respell/tiny.yaml) & \
 	$(TOWERS)/patches.yaml && $(TOWERS)/vision.yaml && \
 	$(TOWERS)/vision.yaml --steps 8000 --easiest 0.8 --decay_fraction 0.4 && wait %1
-	$(RUN) -m training.assemble --preset eagle-tiny --weights runs/towers-vision runs/towers-audio --output runs/start
-	$(SFT)/copy/tiny.yaml
-	$(SFT)/respell/tiny.yaml
+	$(RUN) -m training.assemble --preset eagle-tiny --weights runs/respell runs/towers-vision runs/towers-audio --output runs/start
 	$(SFT)/look-up/tiny.yaml
 	$(SFT)/in-context/tiny.yaml
 	$(SFT)/language/tiny.yaml

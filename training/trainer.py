@@ -130,8 +130,9 @@ class EagleTrainer(SFTTrainer):
             return
         output = Path(self.args.output_dir)
         shutil.rmtree(output / STAGING, ignore_errors=True)
-        state = {name: w.bfloat16() if w.is_floating_point() else w for name, w in state.items()}
         model = self.accelerator.unwrap_model(self.model).bfloat16()
+        tied = model.all_tied_weights_keys  # copies by now, which transformers would write beside what they repeat
+        state = {name: w.bfloat16() if w.is_floating_point() else w for name, w in state.items() if name not in tied}
         model.save_pretrained(output / STAGING, state_dict=state, max_shard_size="4GB")
         self.processing_class.save_pretrained(output / STAGING)
         for file in sorted((output / STAGING).iterdir(), key=lambda file: file.suffix == ".safetensors"):
