@@ -690,8 +690,9 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, EagleGenerationMixin):
 
     def merge_factors(self):
         """Multiplies the image projector's factors out, in place and in the configuration; call before quantization."""
-        self.model.multi_modal_projector.merge_factors()
-        self.config.image_projector_rank = None
+        if self.config.image_projector_rank is not None:
+            self.model.multi_modal_projector.merge_factors()
+            self.config.image_projector_rank = None
 
     @can_return_tuple
     def forward(

@@ -20,6 +20,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 from transformers.utils.hub import cached_file
 
 from eval.task import Request
+from training import qat
 
 WEIGHTS = ("*.safetensors", "*.bin")
 SETTINGS = ("*.json", "*.jinja", "*_eagle.py", "tokenizer/*")
@@ -70,11 +71,21 @@ class TorchModel:
     """EAGLE through transformers.
 
     path: a folder or a Hub repository. dtype: "float32", "bfloat16", "float16" or "auto". device: as torch names it.
-    image_layout: "grid" or "overview"; None: as the processor has it.
+    image_layout: "grid" or "overview"; None: as the processor has it. quantization: the format of export/formats.py that
+    the weights are rounded to; None: as they are.
     """
 
-    def __init__(self, path: str, dtype: str = "auto", device: str = "cpu", image_layout: str | None = None):
+    def __init__(
+        self,
+        path: str,
+        dtype: str = "auto",
+        device: str = "cpu",
+        image_layout: str | None = None,
+        quantization: str | None = None,
+    ):
         self.model = AutoModelForMultimodalLM.from_pretrained(path, trust_remote_code=True, dtype=dtype).eval().to(device)
+        if quantization:
+            qat.quantize(self.model, quantization)
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
         self.decoder = copy.deepcopy(self.processor.tokenizer)  # tokenizers break when two threads use one: see `Model`
         self.layout = {"image_layout": image_layout} if image_layout else {}
@@ -90,7 +101,7 @@ class TorchModel:
             "weights_sha256": files_sha256(folder, WEIGHTS),
             "config_sha256": files_sha256(folder, SETTINGS),
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "quantization": None,
+            "quantization": quantization,
             "image_layout": image_layout or self.processor.image_processor.image_layout,
             "parameters": self.model.num_parameters(),
         }

@@ -42,6 +42,7 @@ from eval.results import average, not_applicable, results_of, scored
 from eval.samples import append, gather, read_lines, to_lines, write_beside
 from eval.statistics import SEED
 from eval.task import TASKS, Request, Rows, Task, TaskError, load_tasks, row_sha256, task_files
+from export.formats import FORMATS
 
 CODE = ("models.py", "task.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "pillow", "soundfile", "av", "numpy")
@@ -315,7 +316,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--limit", type=positive, help="only the first rows of each task")
     parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument("--num-processes", type=positive, default=1, help="on one machine; elsewhere use torchrun")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: float32 on a CPU, else auto")
+    parser.add_argument("--quantization", choices=list(FORMATS), help="round the weights to this format (default: as they are)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: float32 on a CPU and with --quantization, else auto")
     parser.add_argument("--layout", choices=("grid", "overview"), help="how pictures are cut (default: the processor's)")
     parser.add_argument("--submission", type=Path, help="folder for the files that evaluation servers take")
     return parser.parse_args()
@@ -358,8 +360,8 @@ def run(args: argparse.Namespace) -> None:
                 mini.write(task.dataset_path, task.drawn_rows)
     processes.wait()
     benches = {task.task: open_bench(task, args.data_root) for task in tasks if not task.needs}
-    dtype = args.dtype or ("float32" if processes.device == "cpu" else "auto")
-    model = TorchModel(args.model, dtype, processes.device, args.layout)
+    dtype = args.dtype or ("float32" if processes.device == "cpu" or args.quantization else "auto")
+    model = TorchModel(args.model, dtype, processes.device, args.layout, args.quantization)
 
     share = [plan(model, bench, args.limit, processes.rank, processes.world) for bench in benches.values()]
     items = sorted(processes.all_gather([item for part in share for item in part]), key=lambda item: (item.task, item.index))

@@ -29,6 +29,7 @@ from eagle.modeling_eagle import EagleForConditionalGeneration
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from training import qat
 from training.optimizer import MuonAdamW
 
 LIMIT = 120
@@ -41,7 +42,7 @@ ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 
 CASES = (
     "pictures and sound beside text", "sound beside pictures", "decoder mode", "decoder mode, checkpointed",
-    "projectors alone", "encoded rows",
+    "projectors alone", "encoded rows", "quantized",
 )  # fmt: skip
 
 
@@ -50,6 +51,8 @@ def build(case):
     mode = DECODER_MODE if "decoder" in case else {}
     config = make_config(**mode, vision_feature_layer=-1, audio_config={"max_source_positions": 100})
     model = EagleForConditionalGeneration(config).train()
+    if case == "quantized":
+        qat.quantize(model, "q4_0")
     if "checkpointed" in case:
         model.gradient_checkpointing_enable()
     trained = {"projectors alone": "projector", "encoded rows": "language_model"}.get(case, "")

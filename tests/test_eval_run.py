@@ -106,7 +106,7 @@ def command(folder, output, *more):
 
 def arguments(folder, output, **changes):
     defaults = {"model": str(ROOT), "tasks": "signs,letters", "data_root": folder, "include_path": folder, "output": output}
-    defaults |= {"limit": None, "batch_size": 4, "dtype": None, "layout": None, "submission": None}
+    defaults |= {"limit": None, "batch_size": 4, "dtype": None, "layout": None, "quantization": None, "submission": None}
     return argparse.Namespace(**defaults | changes)
 
 

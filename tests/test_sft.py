@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 from transformers.trainer_pt_utils import LabelSmoother
 from trl import TrlParser
 
-from training import sft
+from training import qat, sft
 from training.collator import EagleCollator
 from training.encode import encode_source
 from training.merge import merge
@@ -158,7 +158,7 @@ def test_the_loss_hears_the_sound_and_sees_the_picture(train):
         ({"rates": {"vision_towel": 0.1}}, "trains 'vision_towel', but the model has vision_tower, multi_modal_projector"),
         ({"rates": {"lm_head": 0.1}}, "lm_head is tied to language_model.embed_tokens"),
         ({"max_steps": -1}, "max_steps is -1; a mixture has no end"),
-        ({"quantization": "int3"}, "unknown quantization 'int3'"),
+        ({"quantization": "int3"}, "unknown format 'int3'"),
         ({"lora": {"rank": 8}}, r"`lora` has the fields \['rank'\]; it takes r, alpha and dropout"),
         ({"load_in_4bit": True}, "nothing would train; give `lora`"),
         ({"data": {"d": {"path": "none/", "weight": 1}}}, "no Parquet file at 'none/'"),
@@ -322,6 +322,36 @@ def test_lora_saves_reloads_and_merges(train, small_checkpoint, tmp_path):
         expected, got = reloaded(**batch).logits, merged(**batch).logits
     assert (expected - untrained).abs().max() > 10 * (got - expected).abs().max()
     torch.testing.assert_close(got, expected, rtol=0.02, atol=0.05)  # the merged weights are bfloat16
+
+
+def test_quantization_is_seen_and_the_masters_are_saved_whole(train, small_checkpoint):
+    """The first loss is that of the rounded model; bfloat16 would be rounded to other weights."""
+    run = train(quantization="q4_0", bf16=False, max_steps=2, save_steps=1)
+    model = AutoModelForMultimodalLM.from_pretrained(small_checkpoint, trust_remote_code=True, dtype=torch.float32)
+    qat.quantize(model, "q4_0")
+    arguments, config = TrlParser((sft.EagleArguments, sft.EagleSFTConfig)).parse_args_and_config(["--config", str(run.parent / "recipe.yaml")])
+    collator, mixture = sft.load_data(arguments, config)
+    with torch.no_grad():
+        expected = model(**collator(mixture.batch(0))).loss.item()
+    assert losses(run / "checkpoint-1")[1][0] == pytest.approx(expected, rel=1e-5)
+    saved = weights(run)
+    assert {w.dtype for w in saved.values()} == {torch.float32}
+    assert any((w != w.bfloat16()).any() for w in saved.values())
+
+
+def test_quantized_adapters_are_merged_into_what_was_trained(train, small_checkpoint, tmp_path):
+    run = train(lora={"r": 8, "alpha": 16, "dropout": 0.0}, muon=False, quantization="q4_0")
+    merge(run, tmp_path / "merged", dtype="float32")
+    base, merged = (
+        AutoModelForMultimodalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+        for folder in (small_checkpoint, tmp_path / "merged")
+    )
+    for model in (base, merged):
+        qat.quantize(model, "q4_0")
+    trained = PeftModel.from_pretrained(base, run, config=qat.adapt(PeftConfig.from_pretrained(run))).eval()
+    batch = EagleCollator(AutoProcessor.from_pretrained(run, trust_remote_code=True))([samples.make("spoken_picture", "train", 1)])
+    with torch.inference_mode():
+        assert torch.equal(trained(**batch).logits, merged(**batch).logits)
 
 
 def test_encoded_rows_train_the_language_model_alone(train, small_checkpoint, tmp_path):

@@ -19,14 +19,13 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, BitsAndBytesCo
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, TrlParser
 
-from training import attention
+from export.formats import find_format
+from training import attention, qat
 from training.collator import EagleCollator
 from training.data import BadRows, Mixture, ParquetSource
 from training.launch.engine import check_engine
 from training.settings import SETTINGS, fingerprint, keep
 from training.trainer import EagleTrainer
-
-QUANTIZATIONS = ()  # names of the formats that weights can be trained to be exported in
 
 
 @dataclass
@@ -41,7 +40,8 @@ class EagleArguments:
         lora: {r, alpha, dropout}: adapters of every linear layer of the language model train in its stead, at its rate.
         load_in_4bit: the frozen language model in 4 bits (QLoRA); needs `lora` and a CUDA GPU.
         muon: hidden matrices by Muon, training/optimizer.py; else everything by the `optim` of SFTConfig.
-        quantization: the format of the exported weights, which training then knows of.
+        quantization: the format (export/formats.py) that the weights will have; trained as they are read back from it, and
+            saved in float32, since bfloat16 would be rounded to other weights.
         longest: rows of more tokens are left out.
         phone_layouts: share of the batches whose pictures and sounds are cut as llama.cpp does it.
         max_bad_rows: so many rows may be unreadable; they are listed in bad_rows.jsonl of the output folder.
@@ -67,9 +67,8 @@ class EagleArguments:
         self.data, self.rates, self.lora = (
             json.loads(value) if isinstance(value, str) else value for value in (self.data, self.rates, self.lora)
         )
-        if self.quantization and self.quantization not in QUANTIZATIONS:
-            known = ", ".join(QUANTIZATIONS) or "none so far"
-            raise ValueError(f"unknown quantization {self.quantization!r}; known: {known}")
+        if self.quantization:
+            find_format(self.quantization)
         if self.lora is not None and set(self.lora) != {"r", "alpha", "dropout"}:
             raise ValueError(f"`lora` has the fields {sorted(self.lora)}; it takes r, alpha and dropout")
         if self.load_in_4bit and not self.lora:
@@ -113,6 +112,8 @@ def load_model(arguments: EagleArguments, config: EagleSFTConfig) -> torch.nn.Mo
         dtype="auto" if config.bf16 else torch.float32,
         quantization_config=quantization,
     )
+    if arguments.quantization:
+        qat.quantize(model, arguments.quantization)
     if config.use_cpu:
         model.set_attn_implementation(attention.NAME)
     freeze(model, arguments.rates)
@@ -157,7 +158,7 @@ def lora_config(model, arguments: EagleArguments) -> LoraConfig | None:
         return None
     linears = {n.rpartition(".")[2] for n, m in model.model.language_model.named_modules() if isinstance(m, torch.nn.Linear)}
     whole = [name for name in arguments.rates if not name.startswith("language_model")]
-    return LoraConfig(
+    adapters = LoraConfig(
         r=arguments.lora["r"],
         lora_alpha=arguments.lora["alpha"],
         lora_dropout=arguments.lora["dropout"],
@@ -165,6 +166,7 @@ def lora_config(model, arguments: EagleArguments) -> LoraConfig | None:
         modules_to_save=whole or None,
         task_type="CAUSAL_LM",
     )
+    return qat.adapt(adapters) if arguments.quantization else adapters
 
 
 def check_encoded(mixture: Mixture, rates: dict[str, float]) -> None:

@@ -124,15 +124,19 @@ class EagleTrainer(SFTTrainer):
             self._push_from_checkpoint(os.path.join(output, checkpoint))
 
     def save_result(self) -> None:
-        """The trained checkpoint, in bfloat16, or with LoRA its adapter, with processor, code and report, to `output_dir`."""
+        """The trained checkpoint, or with LoRA its adapter, with processor, code and report, to `output_dir`.
+
+        In bfloat16; with quantization in float32, whose rounding to the format is what was trained.
+        """
         state = self.accelerator.get_state_dict(self.model_wrapped)
         if not self.is_world_process_zero():
             return
         output = Path(self.args.output_dir)
         shutil.rmtree(output / STAGING, ignore_errors=True)
-        model = self.accelerator.unwrap_model(self.model).bfloat16()
+        dtype = torch.float32 if self.recipe["quantization"] else torch.bfloat16
+        model = self.accelerator.unwrap_model(self.model).to(dtype)
         tied = model.all_tied_weights_keys  # copies by now, which transformers would write beside what they repeat
-        state = {name: w.bfloat16() if w.is_floating_point() else w for name, w in state.items() if name not in tied}
+        state = {name: w.to(dtype) if w.is_floating_point() else w for name, w in state.items() if name not in tied}
         model.save_pretrained(output / STAGING, state_dict=state, max_shard_size="4GB")
         self.processing_class.save_pretrained(output / STAGING)
         for file in sorted((output / STAGING).iterdir(), key=lambda file: file.suffix == ".safetensors"):
