@@ -71,8 +71,8 @@ class TorchModel:
     """EAGLE through transformers.
 
     path: a folder or a Hub repository. dtype: "float32", "bfloat16", "float16" or "auto". device: as torch names it.
-    image_layout: "grid" or "overview"; None: as the processor has it. quantization: the format of export/formats.py that
-    the weights are rounded to; None: as they are.
+    image_layout: "grid" or "overview"; None: as the processor has it. quantization: what the weights are rounded to,
+    as `training.qat.quantize` takes it; None: as they are.
     """
 
     def __init__(

@@ -42,7 +42,6 @@ from eval.results import average, not_applicable, results_of, scored
 from eval.samples import append, gather, read_lines, to_lines, write_beside
 from eval.statistics import SEED
 from eval.task import TASKS, Request, Rows, Task, TaskError, load_tasks, row_sha256, task_files
-from export.formats import FORMATS
 
 CODE = ("models.py", "task.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "pillow", "soundfile", "av", "numpy")
@@ -316,7 +315,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--limit", type=positive, help="only the first rows of each task")
     parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument("--num-processes", type=positive, default=1, help="on one machine; elsewhere use torchrun")
-    parser.add_argument("--quantization", choices=list(FORMATS), help="round the weights to this format (default: as they are)")
+    parser.add_argument("--quantization", help="round the weights to this format of export/formats.py, or by this plan of export/allocate.py")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: float32 on a CPU and with --quantization, else auto")
     parser.add_argument("--layout", choices=("grid", "overview"), help="how pictures are cut (default: the processor's)")
     parser.add_argument("--submission", type=Path, help="folder for the files that evaluation servers take")

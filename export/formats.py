@@ -5,8 +5,10 @@ weights, and a block is stored as small whole numbers beside one or two float16 
 llama.cpp reads back, bit for bit (sources: gguf-py's quants.py, ggml's ggml-quants.c; tests compare with both).
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -122,3 +124,20 @@ def matrices(model: nn.Module) -> dict[str, nn.Module]:
         if (isinstance(module, nn.Linear) or module is text) and not name.startswith("speech_")
     }
 
+
+def plan_of(model: nn.Module, quantization: str) -> dict[str, str]:
+    """{name: format} of the model's `matrices`: one format for all, or as a plan of export/allocate.py (*.json) says.
+
+    Raises ValueError for an unknown format, and for a plan of another model.
+    """
+    stored = matrices(model).keys()
+    if not quantization.endswith(".json"):
+        find_format(quantization)
+        return dict.fromkeys(stored, quantization)
+    plan = json.loads(Path(quantization).read_text())["formats"]
+    for has, lacks, what in ((stored, plan.keys(), "lacks"), (plan.keys(), stored, "names")):
+        if missing := sorted(has - lacks):
+            raise ValueError(f"{quantization} is the plan of another model: it {what} {missing[0]!r}, one of {len(missing)}")
+    for name in plan.values():
+        find_format(name)
+    return plan

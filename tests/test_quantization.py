@@ -1,6 +1,9 @@
 """Formats of weights, equal to llama.cpp's to the last bit; training that sees them."""
 
+import copy
 import ctypes
+import itertools
+import json
 
 import gguf
 import numpy as np
@@ -13,9 +16,9 @@ from gguf import GGMLQuantizationType, quants
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForMultimodalLM
 
-from eval import run as harness
 from eval.models import TorchModel
-from export.formats import FORMATS, matrices, rounded
+from export import allocate
+from export.formats import FORMATS, matrices, plan_of, rounded
 from training import qat
 
 BLOCKED = [name for name, f in FORMATS.items() if f.block > 1]
@@ -164,13 +167,54 @@ def test_adapters_are_rounded_with_their_matrix():
         qat.adapt(LoraConfig(lora_dropout=0.1))
 
 
-def test_the_harness_measures_rounded_weights(small_checkpoint, monkeypatch):
+def test_the_harness_measures_rounded_weights(small_checkpoint):
     model = TorchModel(str(small_checkpoint), "float32", quantization="q4_0")
     expected = AutoModelForMultimodalLM.from_pretrained(small_checkpoint, trust_remote_code=True, dtype=torch.float32).eval()
     qat.quantize(expected, "q4_0")
     ids = torch.arange(30, 60)[None]
     assert torch.equal(model.model(input_ids=ids).logits, expected(input_ids=ids).logits)
     assert model.info["quantization"] == "q4_0"
-    with pytest.raises(SystemExit):
-        monkeypatch.setattr("sys.argv", ["run", "--quantization", "q3"])
-        harness.main()
+    with pytest.raises(ValueError, match="unknown format 'q3'"):
+        TorchModel(str(small_checkpoint), quantization="q3")
+
+
+# --- which format for which matrix --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("average", [4.5, 5.0, 5.5, 8.5])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_allocation_is_the_best_of_all(average, seed):
+    rng = np.random.default_rng(seed)
+    sizes, bits, losses = rng.integers(1, 9, 6) * 1024, np.array([4.5, 5.5, 8.5]), rng.random((6, 3))
+    ways = np.array(list(itertools.product(range(3), repeat=6)))
+    fitting = ways[(sizes * bits[ways]).sum(1) <= average * sizes.sum()]
+    best = losses[np.arange(6), fitting].sum(1).min()
+    chosen = allocate.allocate(sizes, losses, bits, average)
+    assert (sizes * bits[chosen]).sum() <= average * sizes.sum()
+    assert losses[np.arange(6), chosen].sum() == pytest.approx(best)
+    with pytest.raises(ValueError, match="average of 4.0 bits cannot be reached: the smallest format takes 4.5"):
+        allocate.allocate(sizes, losses, bits, 4.0)
+
+
+def test_a_plan_is_measured_and_trains(tmp_path):
+    model = build(text_config={"tie_word_embeddings": True})
+    before = copy.deepcopy(model.state_dict())
+    plan = allocate.make_plan(model, [batch(model)], 5.5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert plan["formats"].keys() == matrices(model).keys() and 4.5 < plan["average_bits"] <= 5.5
+    assert plan["formats"]["lm_head"] == plan["formats"]["model.language_model.embed_tokens"]
+    for name, losses in plan["divergences"].items():
+        assert 0 <= losses["q8_0"] <= losses["q4_0"] + 1e-6, name
+    embedding = plan["divergences"]["model.language_model.embed_tokens"]
+    assert 0 < embedding["q8_0"] < embedding["q5_0"] < embedding["q4_0"]
+    assert 0 < plan["divergence"] < 10 * plan["sum_of_divergences"]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    qat.quantize(model, str(tmp_path / "plan.json"))
+    assert {name: module.format for name, module in matrices(model).items()} == plan["formats"]
+    expected = build(text_config={"tie_word_embeddings": True})
+    got = allocate.with_formats(expected, plan["formats"], lambda: allocate.answers(expected, batch(expected)))
+    assert torch.equal(got, allocate.answers(model, batch(model)))
+    plan["formats"].pop("lm_head")
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match="plan of another model: it lacks 'lm_head', one of 1"):
+        plan_of(model, str(tmp_path / "plan.json"))

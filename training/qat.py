@@ -13,7 +13,7 @@ from peft import LoraConfig
 from peft.tuners import lora
 from torch import nn
 
-from export.formats import FORMATS, matrices, rounded
+from export.formats import FORMATS, matrices, plan_of, rounded
 
 
 class StraightThrough(torch.autograd.Function):
@@ -58,13 +58,16 @@ class QuantizedLoraLinear(lora.Linear):
 SWAPPED = {nn.Linear: QuantizedLinear, nn.Embedding: QuantizedEmbedding}
 
 
-def quantize(model: nn.Module, name: str) -> None:
-    """Lets `model` compute with weights as they are read back from the format `name`, factored matrices multiplied out.
+def quantize(model: nn.Module, quantization: str) -> None:
+    """Lets `model` compute with weights as they are read back from their formats, factored matrices multiplied out.
 
-    Raises ValueError as `export.formats.rounded` does, naming the tensor.
+    `quantization` is a format's name or a plan (`export.formats.plan_of`). Raises ValueError as that and
+    `export.formats.rounded` do, naming the tensor.
     """
     model.merge_factors()
-    for path, module in matrices(model).items():
+    stored = matrices(model)
+    for path, name in plan_of(model, quantization).items():
+        module = stored[path]
         if type(module) not in SWAPPED:
             raise ValueError(f"{path} is a {type(module).__name__}; only Linear and Embedding can be quantized, and only once")
         try:

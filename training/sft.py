@@ -40,8 +40,8 @@ class EagleArguments:
         lora: {r, alpha, dropout}: adapters of every linear layer of the language model train in its stead, at its rate.
         load_in_4bit: the frozen language model in 4 bits (QLoRA); needs `lora` and a CUDA GPU.
         muon: hidden matrices by Muon, training/optimizer.py; else everything by the `optim` of SFTConfig.
-        quantization: the format (export/formats.py) that the weights will have; trained as they are read back from it, and
-            saved in float32, since bfloat16 would be rounded to other weights.
+        quantization: the format (export/formats.py) that the weights will have, or the plan of export/allocate.py with one for
+            each; trained as they are read back from it, and saved in float32, since bfloat16 would be rounded to other weights.
         longest: rows of more tokens are left out.
         phone_layouts: share of the batches whose pictures and sounds are cut as llama.cpp does it.
         max_bad_rows: so many rows may be unreadable; they are listed in bad_rows.jsonl of the output folder.
@@ -67,7 +67,7 @@ class EagleArguments:
         self.data, self.rates, self.lora = (
             json.loads(value) if isinstance(value, str) else value for value in (self.data, self.rates, self.lora)
         )
-        if self.quantization:
+        if self.quantization and not self.quantization.endswith(".json"):
             find_format(self.quantization)
         if self.lora is not None and set(self.lora) != {"r", "alpha", "dropout"}:
             raise ValueError(f"`lora` has the fields {sorted(self.lora)}; it takes r, alpha and dropout")
