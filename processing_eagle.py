@@ -25,6 +25,7 @@ from transformers.processing_utils import AudioKwargs, ImagesKwargs, MultiModalD
 
 from .image_processing_eagle import fit, flatten
 from .media_eagle import audio_to_float, decode_base64, frame_times, is_source, read_audio, read_video, resample
+from .tool_calls_eagle import ToolCallLogitsProcessor, parse_tool_calls
 
 IMAGE_TOKEN = "<|image_pad|>"
 AUDIO_TOKEN = "<|audio_pad|>"
@@ -411,8 +412,15 @@ class EagleProcessor(ProcessorMixin):
         Returns a list of {"name": str, "arguments": dict}. A malformed call stays in its place as {"name": None,
         "arguments": None, "error": why, "text": what was written}.
         """
-        calls = re.findall(r"<\|tool_call\|>(.*?)(<\|/tool_call\|>|(?=<\|tool_call\|>)|\Z)", text, flags=re.DOTALL)
-        return [parse_tool_call(call, closed=bool(end)) for call, end in calls]
+        return parse_tool_calls(text)
+
+    def constrain_tool_calls(self, tools):
+        """A logits processor with which `generate` writes only calls of these tools, with arguments that fit their schemas.
+
+        tools: as given to `apply_chat_template`; for a batch of conversations with tools of their own a list of such, None
+        for one without. Needs llguidance. Beams (`num_beams=4`) find better calls than greedy search.
+        """
+        return ToolCallLogitsProcessor(self.tokenizer, tools)
 
     # Files
 
@@ -491,28 +499,6 @@ def check_counts(text, media):
         found = sum(sample.count(token) for sample in text or [])
         if found != len(given or []) and (text is not None or token == VIDEO_TOKEN):
             raise ValueError(f"The text holds {found} {token}, but {len(given or [])} such media were given.")
-
-
-def parse_tool_call(text, closed):
-    """One call's JSON, or why it is none."""
-    try:
-        call = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        call, reason = None, str(error)
-    else:
-        reason = call_defect(call, closed)
-    if reason:
-        return {"name": None, "arguments": None, "error": reason, "text": text}
-    return {"name": call["name"], "arguments": call["arguments"]}
-
-
-def call_defect(call, closed):
-    """What is wrong with a call that is valid JSON, or an empty string."""
-    if not closed:
-        return "the call has no <|/tool_call|>"
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return 'expected an object with a string "name"'
-    return "" if isinstance(call.get("arguments"), dict) else 'expected "arguments" to be an object'
 
 
 def flat_audio(audio):

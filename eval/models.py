@@ -16,7 +16,7 @@ import psutil
 import soundfile
 import torch
 from PIL import Image
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoModelForMultimodalLM, AutoProcessor, LogitsProcessor
 from transformers.utils.hub import cached_file
 
 from eval.task import Request
@@ -72,7 +72,8 @@ class TorchModel:
 
     path: a folder or a Hub repository. dtype: "float32", "bfloat16", "float16" or "auto". device: as torch names it.
     image_layout: "grid" or "overview"; None: as the processor has it. quantization: what the weights are rounded to,
-    as `training.qat.quantize` takes it; None: as they are.
+    as `training.qat.quantize` takes it; None: as they are. constrain_calls: calls keep to the tools that a request defines.
+    num_beams: in place of what a task asks for.
     """
 
     def __init__(
@@ -82,12 +83,15 @@ class TorchModel:
         device: str = "cpu",
         image_layout: str | None = None,
         quantization: str | None = None,
+        constrain_calls: bool = False,
+        num_beams: int | None = None,
     ):
         self.model = AutoModelForMultimodalLM.from_pretrained(path, trust_remote_code=True, dtype=dtype).eval().to(device)
         if quantization:
             qat.quantize(self.model, quantization)
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
         self.decoder = copy.deepcopy(self.processor.tokenizer)  # tokenizers break when two threads use one: see `Model`
+        self.constrain_calls, self.num_beams = constrain_calls, num_beams
         self.layout = {"image_layout": image_layout} if image_layout else {}
         self.crops = OrderedDict()  # digest of a crop's pixels -> its tokens
         self.config = self.model.config
@@ -102,6 +106,8 @@ class TorchModel:
             "config_sha256": files_sha256(folder, SETTINGS),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "quantization": quantization,
+            "constrain_calls": constrain_calls,
+            "num_beams": num_beams,
             "image_layout": image_layout or self.processor.image_processor.image_layout,
             "parameters": self.model.num_parameters(),
         }
@@ -208,11 +214,16 @@ class TorchModel:
         ids = self.model.generate(
             **inputs,
             max_new_tokens=kwargs.get("max_new_tokens", MAX_NEW_TOKENS),
-            num_beams=kwargs.get("num_beams", 1),
+            num_beams=self.num_beams or kwargs.get("num_beams", 1),
             do_sample=False,
+            logits_processor=self.constraint(requests),
         )
         until = kwargs.get("until") or []
         return [self.read(row, [until] if isinstance(until, str) else until) for row in ids[:, inputs["input_ids"].shape[1] :].tolist()]
+
+    def constraint(self, requests: list[Request]) -> list[LogitsProcessor] | None:
+        tools = [request.tools for request in requests]
+        return [self.processor.constrain_tool_calls(tools)] if self.constrain_calls and any(tools) else None
 
     def encoded(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The inputs on the model's device, with the tokens of pictures in place of their pixels.

@@ -107,6 +107,7 @@ def command(folder, output, *more):
 def arguments(folder, output, **changes):
     defaults = {"model": str(ROOT), "tasks": "signs,letters", "data_root": folder, "include_path": folder, "output": output}
     defaults |= {"limit": None, "batch_size": 4, "dtype": None, "layout": None, "quantization": None, "submission": None}
+    defaults |= {"constrain_calls": False, "num_beams": None}
     return argparse.Namespace(**defaults | changes)
 
 
