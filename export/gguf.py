@@ -227,8 +227,8 @@ def add_audio_keys(writer: GGUFWriter, config) -> None:
 # --- files --------------------------------------------------------------------------------------------------------------
 
 
-def export(folder: Path, format_name: str, output: Path, is_checked: bool = True, license: str | None = None) -> list[Path]:
-    """Writes the files to `output` and returns their paths; prints what the check measured.
+def export(folder: Path, format_name: str, output: Path, is_checked: bool = True, license: str | None = None) -> dict[str, Any]:
+    """Writes the files to `output`; returns what the manifest says of them.
 
     Args:
         folder: a checkpoint as `save_pretrained` writes it.
@@ -261,9 +261,7 @@ def export(folder: Path, format_name: str, output: Path, is_checked: bool = True
             for part, writer, planned in zip(pending, writers, plans.values()):
                 write(part, writer, source, planned, bar)
         measured = gguf_check.check(folder, format_name, *pending) if is_checked else None
-    files = [output / name for name in plans]
-    note(output / MANIFEST, facts, format_name, files, measured)
-    return files
+    return note(output / MANIFEST, facts, format_name, [output / name for name in plans], measured)
 
 
 def text_writer(config, processor, facts: dict[str, Any], format_name: str) -> GGUFWriter:
@@ -292,14 +290,15 @@ def unfinished(files: list[Path]) -> Iterator[list[Path]]:
             part.unlink(missing_ok=True)
 
 
-def note(manifest: Path, facts: dict[str, Any], format_name: str, files: list[Path], measured: dict[str, float] | None) -> None:
-    """Says in the manifest what the files of this format were made of, and what their check measured (None: not checked)."""
+def note(manifest: Path, facts: dict[str, Any], format_name: str, files: list[Path], measured: dict[str, float] | None) -> dict:
+    """Says in the manifest what the files of this format are made of, and what their check measured (None: not checked)."""
     content = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     described = {file.name: {"bytes": file.stat().st_size, "sha256": parts.sha256(file)} for file in files}
     versions = {name: version(name) for name in ("gguf", "xllamacpp", "torch", "transformers")}
     entry = facts | {"files": described, "check": measured, "versions": versions}
     content.setdefault("gguf", {})[format_name] = entry
     write_beside(manifest, content)
+    return entry
 
 
 def license_of(folder: Path) -> str:
@@ -328,11 +327,12 @@ def main() -> None:
     parser.add_argument("--no-check", action="store_true", help="leave out the comparison with torch")
     args = parser.parse_args()
     try:
-        files = export(args.model, args.format, args.output, not args.no_check, args.license)
+        entry = export(args.model, args.format, args.output, not args.no_check, args.license)
     except (ValueError, OSError) as error:
         sys.exit(f"export.gguf: {error}")
-    for file in files:
-        print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
+    for name, file in entry["files"].items():
+        print(f"{args.output / name}: {file['bytes'] / 1e6:,.1f} MB")
+    print(gguf_check.report(entry["check"]) if entry["check"] else "not checked against torch")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,17 @@
     python -m export.gguf_check --model . --gguf export/out/eagle-tiny/eagle-tiny-q8_0.gguf
 
 Compared are the demo's questions (assets/): the ids that both make of them, the logits over them as text alone, and the embeddings
-of their pictures and sounds. torch computes in float32 with the weights as the file holds them, so that what differs is arithmetic:
-llama.cpp rounds what it multiplies by a quantized matrix, too. The distance from the checkpoint's own weights is measured beside.
+of their pictures and sounds. torch computes in float32 with the weights as the file holds them and with llama.cpp's silence, so that what differs is arithmetic: llama.cpp rounds what it
+multiplies by a quantized matrix, too. The distance from the checkpoint as it is gets measured beside.
+
+llama.cpp's silence: it takes the logarithm of at least 2^-24, where Whisper takes that of 1e-10, and then both raise what is 8 below
+the loudest. Sound whose loudest band is below 10^0.78, as quiet speech is, so has a louder silence in llama.cpp.
 """
 
 import argparse
 import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -27,11 +31,12 @@ ROOT = Path(__file__).parents[1]
 # Largest relative errors |a - b| / |b|. Activations are rounded to float16 beside float16 matrices, to bfloat16 beside bfloat16
 # ones, and to blocks of 8 bits beside quantized ones.
 BOUNDS = {"f32": 1e-3, "f16": 4e-3, "bf16": 3e-2} | dict.fromkeys(["q8_0", "q5_0", "q4_1", "q4_0"], 6e-2)
+SILENCE = (math.log10(2**-24) + 4) / 4  # of llama.cpp's log-mel, scaled as Whisper scales it
 LAYOUTS = {"images_kwargs": {"image_layout": "overview"}, "audio_kwargs": {"audio_layout": "padded"}}  # llama.cpp's own
 
 
 def check(folder: Path, format_name: str, model_file: Path, media_file: Path | None = None) -> dict[str, float]:
-    """Relative errors by what was compared, and the largest distance from the checkpoint's weights.
+    """Relative errors by what was compared, and beside them the relative distances from the checkpoint as it is.
 
     Raises ValueError where an error is above the format's bound, or where the two make other ids of the same question.
     """
@@ -47,7 +52,7 @@ def check(folder: Path, format_name: str, model_file: Path, media_file: Path | N
     inputs = [processor(text=text), *(processed(processor, question) for question in questions)]
     original = reference(model, inputs, theirs)
     load_stored(model, model_file, media_file)
-    stored = reference(model, inputs, theirs)
+    stored = reference(model, [with_silence(given) for given in inputs], theirs)
     errors = {name: relative_error(theirs[name], stored[name]) for name in theirs}
     for name, error in errors.items():
         if not error <= BOUNDS[format_name]:  # NaN is no less
@@ -119,10 +124,15 @@ def media_embeddings(processor, runtime: Runtime, questions: list[list[dict]]) -
 # --- what torch makes of it ---------------------------------------------------------------------------------------------
 
 
+def with_silence(inputs: dict) -> dict:
+    """The inputs as llama.cpp would hear them."""
+    return {name: value.clamp(min=SILENCE) if name == "input_features" else value for name, value in inputs.items()}
+
+
 @torch.no_grad()
 def reference(model, inputs: list[dict], wanted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same from torch: logits over the first of `inputs`, embeddings of the media of the others."""
-    right = {"text": model(input_ids=torch.tensor(inputs[0]["input_ids"])).logits[0]}
+    right = {"text": model(input_ids=inputs[0]["input_ids"]).logits[0]}
     pictures = [given["pixel_values"] for given in inputs if "pixel_values" in given]
     sounds = [(given["input_features"], given["input_features_mask"]) for given in inputs if "input_features" in given]
     if "image" in wanted:

@@ -164,16 +164,16 @@ def check_defaults(function, name: str, parameters: type[Structure]) -> None:
 
 
 class Runtime:
-    """A language model's file in llama.cpp on the CPU, and with `mmproj` the towers and projectors.
+    """A language model's file in llama.cpp on the CPU, and with `mmproj` the towers and projectors; or its vocabulary alone.
 
     Raises ValueError for a file that llama.cpp does not load. Keys and values are cached in float32 and flash attention is off, so
     that a comparison sees nothing but the weights' format.
     """
 
-    def __init__(self, model: Path, mmproj: Path | None = None, threads: int = 1):
+    def __init__(self, model: Path, mmproj: Path | None = None, threads: int = 1, vocab_only: bool = False):
         self.lib, self.media = library(), None
         parameters = self.lib.llama_model_default_params()
-        parameters.n_gpu_layers = 0
+        parameters.n_gpu_layers, parameters.vocab_only = 0, vocab_only
         self.model = self.lib.llama_model_load_from_file(bytes(model), parameters)
         if not self.model:
             raise ValueError(f"llama.cpp cannot load {model}: {reason()}")
