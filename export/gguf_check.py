@@ -25,6 +25,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 from export import gguf_tensors
 from export.formats import FORMATS, find_format
 from export.gguf_prompt import prepare
+from export.gguf_tokenizer import strip_swallowed
 from export.llama_cpp import Runtime
 
 ROOT = Path(__file__).parents[1]
@@ -45,8 +46,9 @@ def check(folder: Path, format_name: str, model_file: Path, media_file: Path | N
     model = AutoModelForMultimodalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
     questions, text = demo_questions(), conversation(processor)
     with Runtime(model_file, media_file, torch.get_num_threads()) as runtime:
-        check_ids("the conversation", runtime.tokenize(text), processor.tokenizer(text).input_ids)
-        theirs = {"text": runtime.logits(runtime.tokenize(text))}
+        ids = runtime.tokenize(strip_swallowed(processor.tokenizer, text))
+        check_ids("the conversation", ids, processor.tokenizer(text).input_ids)
+        theirs = {"text": runtime.logits(ids)}
         if media_file is not None:
             theirs |= media_embeddings(processor, runtime, questions)
     inputs = [processor(text=text), *(processed(processor, question) for question in questions)]

@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from export.gguf_tokenizer import strip_swallowed
+
 MARKER = "<__media__>"  # mtmd's default
 
 
@@ -44,7 +46,7 @@ def prepare(
             piece = f"<audio>{marker}</audio>" * len(cut)
             bitmaps += cut
         prompt += piece
-    return prompt, bitmaps
+    return strip_swallowed(processor.tokenizer, prompt), bitmaps
 
 
 def cut_picture(image_processor, picture, image_layout: str) -> tuple[int, list[np.ndarray]]:
@@ -57,5 +59,9 @@ def cut_picture(image_processor, picture, image_layout: str) -> tuple[int, list[
 
 
 def cut_sound(sound: np.ndarray, length: int) -> list[np.ndarray]:
-    """Windows of `length` samples, as the processor makes them."""
-    return [sound[start : start + length] for start in range(0, len(sound), length)]
+    """Windows of `length` samples as the processor makes them, a full one without its last 161.
+
+    llama.cpp puts 30 s of silence behind a sound and takes every 30 s that this fills, so that a window of 29.99 s or more would be
+    followed by one of silence.
+    """
+    return [sound[start : start + length][: length - 161] for start in range(0, len(sound), length)]

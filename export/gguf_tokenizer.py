@@ -5,7 +5,9 @@ eagle-tiny's. "llama" is sentencepiece's: spaces become "▁", and bytes that no
 joins the pair whose piece has the highest score first, where `tokenizers` takes the first of its list of merges.
 """
 
+import itertools
 import json
+import re
 
 from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerBase
@@ -48,7 +50,26 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: 
     writer.add_eot_token_id(end_ids[0])
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_add_bos_token(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
-    writer.add_chat_template(tokenizer.chat_template)
+    writer.add_chat_template(stripped_template(tokenizer))
+
+
+def greedy_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Added tokens that swallow the whitespace after them, as Phi-3.5's roles do and llama.cpp's tokens do not."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.rstrip]
+
+
+def strip_swallowed(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text without such whitespace: the tokenizer makes the same ids of it, and llama.cpp does too."""
+    tokens = "|".join(map(re.escape, greedy_tokens(tokenizer)))
+    return re.sub(rf"({tokens})\s+", r"\1", text) if tokens else text
+
+
+def stripped_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template, which then writes no line break after such a token. (Text of the user's cannot hold one.)"""
+    swallowed = "".join(f' | replace("{token}\\n", "{token}")' for token in greedy_tokens(tokenizer))
+    if not swallowed:
+        return tokenizer.chat_template
+    return f"{{%- set rendered -%}}{tokenizer.chat_template}{{%- endset -%}}{{{{- rendered{swallowed} -}}}}"
 
 
 def kind_of(described: dict) -> str:
@@ -81,7 +102,7 @@ def token_types(described: dict, tokens: list[str], used: int) -> list[TokenType
 def check_scores(model: dict) -> None:
     """Raises ValueError unless an earlier merge makes a piece of a lower id, so that ids tell the order of the merges."""
     made = [model["vocab"]["".join(pair)] for pair in model["merges"]]
-    for earlier, later in zip(made, made[1:]):
+    for earlier, later in itertools.pairwise(made):
         if later < earlier:
             raise ValueError(
                 f"the tokenizer's merges make piece {earlier} before piece {later}; llama.cpp joins by the order of the ids, so "

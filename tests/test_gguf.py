@@ -13,24 +13,26 @@ import xllamacpp
 from conftest import ROOT, make_config
 from gguf import GGUFWriter
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer
 
 import demo
 from export import gguf_check, gguf_tensors, run_gguf
 from export import llama_cpp as binding
 from export.gguf import export
 from export.gguf_prompt import MARKER, prepare
-from export.gguf_tokenizer import add_tokenizer
+from export.gguf_tokenizer import add_tokenizer, strip_swallowed
 from export.llama_cpp import Runtime
 from tokenizer import stand_in
 from tokenizer.build import add_specials
 from training.assemble import assemble
 
 STRINGS = (
-    "Hello  world\n\n\n x  ", " leading", "trailing   ", "\r\n\r\n a", "tabs\t\there", "12345 6,789.00", "don't I'LL we’re",
+    "Hello  world\n\n\n x  ", " leading", "trailing   ", "\r\n\r\n a", "tabs\t\there", "12345 6,789.00", "don't I'LL we\u2019re",
     "naïve café — 日本語 🙂🙂 \u200b\u00a0x", "\ufeff\x00\x7f", "<|user|>\nhi<|end|>\n<|assistant|>\n", "<image></image>\n<slice></slice>",
     '<|tool_call|>{"name": "turn_on", "arguments": {"room": "kitchen"}}<|/tool_call|>', "a<|end|", "<|unknown|>", "",
 )  # fmt: skip
+USER = {"role": "user", "content": "hello <|end|> <image> </s> <|user|> é"}
 TOOLS = [
     {"type": "function", "function": {"name": "turn_on", "description": "turn on the <b>lamp</b> <|end|>", "parameters": {
         "type": "object", "properties": {"room": {"type": "string", "enum": ["kitchen", "é"]}}, "required": ["room"]}}},
@@ -126,6 +128,10 @@ def test_the_full_size_layout_is_exported_too(tmp_path):
     assemble(str(tmp_path / "edge.json"), [], tmp_path / "edge", random_init=True)
     entry = export(tmp_path / "edge", "f32", tmp_path / "eagle-edge")
     assert max(entry["check"][name] for name in ("text", "image", "audio")) <= 1e-3
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "edge")
+    messages = [USER, {"role": "assistant", "content": "hello"}, USER]
+    ours = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert render(serve(tmp_path / "eagle-edge" / "eagle-edge-f32.gguf"), messages) == strip_swallowed(tokenizer, ours) != ours
 
 
 # ------------------------------------------------------------------------------------------------ how it reads text
@@ -142,7 +148,7 @@ def test_names_of_special_tokens_stay_text_where_they_are_not_asked_for(runtime,
 
 
 def test_phi_text_becomes_the_same_tokens(tmp_path):
-    """The stand-in with Phi-3.5's layout, from a file that holds a vocabulary alone."""
+    """The stand-in with Phi-3.5's layout, from a file that holds a vocabulary alone; its roles swallow whitespace."""
     tokenizer = add_specials(stand_in.language_tokenizer())
     writer = GGUFWriter(tmp_path / "phi.gguf", "phi3")
     add_tokenizer(writer, tokenizer, 32_064, [32_007])
@@ -151,26 +157,36 @@ def test_phi_text_becomes_the_same_tokens(tmp_path):
     writer.close()
     with Runtime(tmp_path / "phi.gguf", vocab_only=True) as runtime:
         for text in (*STRINGS, *random_strings(100)):
-            assert runtime.tokenize(text) == tokenizer(text).input_ids, text
+            assert runtime.tokenize(strip_swallowed(tokenizer, text)) == tokenizer(text).input_ids, text
+    template = gguf.GGUFReader(tmp_path / "phi.gguf").get_field("tokenizer.chat_template").contents()
+    conversation = [USER, {"role": "assistant", "content": "hello"}, {"role": "tool", "content": "hello"}]
+    theirs, ours = (tokenizer.apply_chat_template(conversation, chat_template=t, tokenize=False) for t in (template, None))
+    assert theirs == strip_swallowed(tokenizer, ours) != ours
 
 
 @pytest.fixture(scope="module")
 def server(files):
-    """The address of a server of llama.cpp's, as others run it: with the template in the file."""
+    return serve(files[0])
+
+
+def serve(model):
+    """A server of llama.cpp's as others run it: with the template in the file."""
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(files[0])
+    parameters.model.path = str(model)
     parameters.n_ctx, parameters.n_parallel, parameters.n_gpu_layers, parameters.verbosity = 256, 1, 0, 0
     parameters.warmup, parameters.fit_params = False, False
-    running = xllamacpp.Server(parameters)
-    yield running.listening_address
-    del running
+    return xllamacpp.Server(parameters)
+
+
+def render(server, messages, tools=None):
+    """What llama.cpp's server makes of a conversation by the template in the file."""
+    body = json.dumps({"messages": messages} | ({"tools": tools} if tools else {})).encode()
+    request = urllib.request.Request(f"{server.listening_address}/apply-template", body, {"Content-Type": "application/json"})
+    return json.loads(urllib.request.urlopen(request, timeout=60).read())["prompt"]
 
 
 def call(room):
     return [{"type": "function", "id": "1", "function": {"name": "turn_on", "arguments": json.dumps({"room": room})}}]
-
-
-USER = {"role": "user", "content": "hello <|end|> <image> </s> <|user|> é"}
 
 
 @pytest.mark.parametrize(
@@ -191,9 +207,7 @@ USER = {"role": "user", "content": "hello <|end|> <image> </s> <|user|> é"}
     ],
 )
 def test_llama_cpp_renders_the_template_as_we_do(server, processor, messages, tools):
-    body = json.dumps({"messages": messages} | ({"tools": tools} if tools else {})).encode()
-    request = urllib.request.Request(f"{server}/apply-template", body, {"Content-Type": "application/json"})
-    rendered = json.loads(urllib.request.urlopen(request, timeout=60).read())["prompt"]
+    rendered = render(server, messages, tools)
     assert rendered == processor.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
     assert "hello < |end|> < image> < /s> < |user|> é" in rendered
 
@@ -288,8 +302,8 @@ def change_weights(folder, change):
     ("change", "message"),
     [
         (lambda w: w["model.audio_projector.linear_1.weight"][0].fill_(torch.nan), r"linear_1.weight in .* holds 3072 values that are NaN"),
-        (lambda w: w["lm_head.bias"] if False else w.pop("model.multi_modal_projector.query"), "lacks the tensor model.multi_modal"),
-        (lambda w: w["model.language_model.embed_tokens.weight"][0].fill_(1e5), "embed_tokens.weight holds 9.994e.04, beyond float16"),
+        (lambda w: w.pop("model.multi_modal_projector.query"), "lacks the tensor model.multi_modal"),
+        (lambda w: w["model.language_model.embed_tokens.weight"][0].fill_(1e5), "embed_tokens.weight holds 9.984e.04, beyond float16"),
     ],
 )  # fmt: skip
 def test_weights_that_cannot_be_written_are_named(checkpoint, tmp_path, change, message):
@@ -347,6 +361,7 @@ def test_another_version_of_the_library_is_refused(monkeypatch):
 
 
 def test_a_tokenizer_that_llama_cpp_would_imitate_wrongly_is_refused(tmp_path):
-    tokenizer = stand_in.transcript_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(ROOT)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     with pytest.raises(ValueError, match="llama.cpp computes the same for a byte-level BPE without prefix space"):
         add_tokenizer(GGUFWriter(tmp_path / "x.gguf", "phi3"), tokenizer, len(tokenizer), [0])
