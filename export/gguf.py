@@ -52,9 +52,10 @@ class Source:
     shapes: parts.Shapes
 
     def stored(self, name: str) -> list[str]:
-        """The names of what a tensor is the product of: its own, or those of a matrix's two factors."""
-        stem = name.removesuffix(".weight")
-        for names in ([name], [f"{stem}.up.weight", f"{stem}.down.weight"]):
+        """Where a tensor is stored: under its own name or, of a factored layer, as two factors whose product it is, and a bias."""
+        layer, _, part = name.rpartition(".")
+        factored = [f"{layer}.up.bias"] if part == "bias" else [f"{layer}.up.weight", f"{layer}.down.weight"]
+        for names in ([name], factored):
             if all(part in self.files for part in names):
                 return names
         raise ValueError(f"{self.folder} lacks the tensor {name}, which its config.json asks for")

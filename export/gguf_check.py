@@ -31,7 +31,7 @@ from export.llama_cpp import Runtime
 ROOT = Path(__file__).parents[1]
 # Largest relative errors |a - b| / |b|. Activations are rounded to float16 beside float16 matrices, to bfloat16 beside bfloat16
 # ones, and to blocks of 8 bits beside quantized ones.
-BOUNDS = {"f32": 1e-3, "f16": 4e-3, "bf16": 3e-2} | dict.fromkeys(["q8_0", "q5_0", "q4_1", "q4_0"], 6e-2)
+BOUNDS = {"f32": 1e-3, "f16": 2e-3, "bf16": 1e-2} | dict.fromkeys(["q8_0", "q5_0", "q4_1", "q4_0"], 4e-2)
 SILENCE = (math.log10(2**-24) + 4) / 4  # of llama.cpp's log-mel, scaled as Whisper scales it
 LAYOUTS = {"images_kwargs": {"image_layout": "overview"}, "audio_kwargs": {"audio_layout": "padded"}}  # llama.cpp's own
 
