@@ -4,8 +4,9 @@
     python -m export.gguf --model checkpoints/eagle-edge --format q4_0 --output export/out/eagle-edge
 
 OUTPUT holds NAME-FORMAT.gguf, mmproj-NAME-FORMAT.gguf (NAME is OUTPUT's) and manifest.json. Tensors are read, converted and written
-one by one, so that the memory never holds the model (the largest of full-size EAGLE takes 1.8 GB in all). The files appear once llama.cpp has computed with them what torch computes
-with the same weights (export/gguf_check.py); --no-check leaves that out: it needs memory for the model in float32.
+one by one, so that the memory never holds the model (full-size EAGLE's largest takes 1.8 GB in all). The files appear once llama.cpp
+has computed with them what torch computes with the same weights (export/gguf_check.py); --no-check leaves that out: it needs memory
+for the model in float32.
 """
 
 import argparse
