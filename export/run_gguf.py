@@ -123,7 +123,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--video", type=demo.existing_file, action="append", default=[], help="a video; may be repeated")
     parser.add_argument("--audio", type=demo.existing_file, action="append", default=[], help="sound; may be repeated")
     parser.add_argument("--text", help="a question or request in writing")
-    parser.add_argument("--image-layout", choices=("overview", "grid"), default="overview", help="(default: %(default)s)")
+    parser.add_argument("--image-layout", choices=("overview", "grid"), help="(default: the checkpoint's)")
     parser.add_argument("--context", type=int, default=8192, help="tokens of conversation and answer (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
     args = parser.parse_args()
@@ -140,10 +140,11 @@ def main() -> None:
     try:
         chat = Chat(args.gguf, mmproj if mmproj.is_file() else None, args.context, args.threads)
         processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
+        layout = args.image_layout or processor.image_processor.image_layout
         for task in tasks:
             print("\n".join(f"{part['type']:8}{demo.shown(part)}" for part in task["content"]))
             print("answer  ", end="", flush=True)
-            answer = ask(chat, processor, task["content"], args.image_layout, lambda text: print(text, end="", flush=True))
+            answer = ask(chat, processor, task["content"], layout, lambda text: print(text, end="", flush=True))
             print("" if task["answer"] is None else f"   [expected: {task['answer']}]" * (answer != task["answer"]), end="\n\n")
     except (ValueError, OSError) as error:
         sys.exit(f"export.run_gguf: {error}")
