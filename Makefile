@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HOME ?= $(CURDIR)/build/huggingface
 export MPLCONFIGDIR ?= $(CURDIR)/build/matplotlib
 
-.PHONY: help setup demo test test-slow test-all conformance lint assets eval skills lmms-eval train-tiny full-size key
+.PHONY: help setup demo test test-slow test-all conformance lint assets eval skills lmms-eval train-tiny full-size gguf key
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -94,6 +94,11 @@ train-tiny: setup ## Train eagle-tiny from nothing into runs/function-calling (7
 
 full-size: setup ## Assemble EAGLE from its published parts (10 GB; HF_HUB_OFFLINE=0, or ARGS="--from ..." or "--random-init")
 	$(RUN) -m training.assemble --preset eagle --output checkpoints/eagle $(ARGS)
+
+FORMAT ?= q8_0
+gguf: setup ## Export the root's checkpoint for llama.cpp, checked against torch, and ask it the demo's questions (FORMAT=q4_0)
+	$(RUN) -m export.gguf --model . --format $(FORMAT) --output export/out/eagle-tiny $(ARGS)
+	$(RUN) -m export.run_gguf --gguf export/out/eagle-tiny/eagle-tiny-$(FORMAT).gguf
 
 key:
 	@echo $(KEY)
