@@ -5,8 +5,8 @@
     ids = model.generate(**inputs, logits_processor=[processor.constrain_tool_calls(tools)])
 
 A small model makes up names that sound right. Constrained, it writes a function that is there, with parameters that it has and
-values of their types; whether it calls one, and which, it still decides itself. llama.cpp and vLLM do the same where tools
-are given.
+values of their types; whether it calls one, and which, it still decides itself. (As llama.cpp's server does for the formats
+of calls that it knows, and vLLM where a call is required.)
 """
 
 import functools
