@@ -125,6 +125,14 @@ def matrices(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def read_plan(path: Path) -> dict[str, str]:
+    """{module: format} of a plan file; ValueError for a format that is unknown."""
+    plan = json.loads(path.read_text(encoding="utf-8"))["formats"]
+    for name in plan.values():
+        find_format(name)
+    return plan
+
+
 def plan_of(model: nn.Module, quantization: str) -> dict[str, str]:
     """{name: format} of the model's `matrices`: one format for all, or as a plan of export/allocate.py (*.json) says.
 
@@ -134,10 +142,8 @@ def plan_of(model: nn.Module, quantization: str) -> dict[str, str]:
     if not quantization.endswith(".json"):
         find_format(quantization)
         return dict.fromkeys(stored, quantization)
-    plan = json.loads(Path(quantization).read_text())["formats"]
+    plan = read_plan(Path(quantization))
     for has, lacks, what in ((stored, plan.keys(), "lacks"), (plan.keys(), stored, "names")):
         if missing := sorted(has - lacks):
             raise ValueError(f"{quantization} is the plan of another model: it {what} {missing[0]!r}, one of {len(missing)}")
-    for name in plan.values():
-        find_format(name)
     return plan

@@ -2,6 +2,7 @@
 
     python -m export.gguf --model . --format q8_0 --output export/out/eagle-tiny
     python -m export.gguf --model checkpoints/eagle-edge --format q4_0 --output export/out/eagle-edge
+    python -m export.gguf --model . --format export/out/eagle-tiny/mixed-5.5.json --output export/out/eagle-tiny  # a plan of export.allocate
 
 OUTPUT holds NAME-FORMAT.gguf, mmproj-NAME-FORMAT.gguf (NAME is OUTPUT's) and manifest.json. Tensors are read, converted and written
 one by one, so that the memory never holds the model (full-size EAGLE's largest takes 1.8 GB in all). The files appear once llama.cpp
@@ -18,7 +19,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +33,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoProcessor
 
 from export import gguf_check, gguf_tensors
-from export.formats import FORMATS, find_format
+from export.formats import FORMATS, find_format, read_plan
 from export.gguf_tensors import Tensor
 from export.gguf_tokenizer import add_tokenizer
 from training import parts
@@ -104,13 +105,13 @@ class Planned:
         return math.prod(self.byte_shape)
 
 
-def plan(source: Source, tensors: Iterable[Tensor], format_name: str) -> list[Planned]:
-    """Shape and type of each tensor. Raises ValueError for one that is missing, or too narrow for the format."""
+def plan(source: Source, tensors: Iterable[Tensor], format_of: Callable[[str], str]) -> list[Planned]:
+    """Shape and type of each tensor. Raises ValueError for one that is missing, or too narrow for its format."""
     planned = []
     for tensor in tensors:
         given = tensor.source if isinstance(tensor.source, torch.Tensor) else torch.empty(source.shape(tensor.source))
         shape = tuple(tensor.change(given).shape)
-        name = {"matrix": format_name, "half": "f16", "float": "f32"}[tensor.kind]
+        name = format_of(tensor.source) if tensor.kind == "matrix" else {"half": "f16", "float": "f32"}[tensor.kind]
         if shape[-1] % FORMATS[name].block:
             raise ValueError(
                 f"{tensor.source} has rows of {shape[-1]}, which cannot be {name}: they must be a multiple of its block, "
@@ -151,11 +152,11 @@ def write(path: Path, writer: GGUFWriter, source: Source, planned: list[Planned]
 
 def new_writer(arch: str, facts: dict[str, Any], format_name: str) -> GGUFWriter:
     """A writer with the keys that say what the file is and what it was made of."""
-    ggml = find_format(format_name).ggml
+    file_types = {name: "ALL_F32" if name == "f32" else f"MOSTLY_{found.ggml}" for name, found in FORMATS.items()}
     writer = GGUFWriter(None, arch)
     writer.add_name(facts["name"])
     writer.add_license(facts["license"])
-    writer.add_file_type(LlamaFileType["ALL_F32" if ggml == "F32" else f"MOSTLY_{ggml}"])
+    writer.add_file_type(LlamaFileType[file_types.get(format_name, "GUESSED")])  # what llama.cpp takes for a mixture
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_string("general.source.revision", facts["revision"])
     writer.add_string("general.source.sha256", json.dumps(facts["sha256"]))
@@ -229,17 +230,34 @@ def add_audio_keys(writer: GGUFWriter, config) -> None:
 # --- files --------------------------------------------------------------------------------------------------------------
 
 
-def export(folder: Path, format_name: str, output: Path, is_checked: bool = True, license: str | None = None) -> dict[str, Any]:
+def read_format(given: str) -> tuple[str, Callable[[str], str]]:
+    """What a format is called, and the one of each matrix of a checkpoint; a plan file is called by its name."""
+    if not given.endswith(".json"):
+        find_format(given)
+        return given, lambda source: given
+    formats = read_plan(Path(given))
+
+    def format_of(source: str) -> str:
+        module = source.removesuffix(".weight")
+        if module not in formats:
+            raise ValueError(f"{given} is the plan of another model: it lacks {module!r}")
+        return formats[module]
+
+    return Path(given).stem, format_of
+
+
+def export(folder: Path, given: str, output: Path, is_checked: bool = True, license: str | None = None) -> dict[str, Any]:
     """Writes the files to `output`; returns what the manifest says of them.
 
     Args:
         folder: a checkpoint as `save_pretrained` writes it.
+        given: a format of the table, or a plan of export/allocate.py (*.json).
         license: of the weights; None takes that of the folder's README.md.
 
     Raises ValueError for a model, tokenizer or tensor that cannot be written so, and for files that fail the check; OSError
     where something is missing or the disk is too full. Nothing is left behind then.
     """
-    find_format(format_name)
+    format_name, format_of = read_format(given)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; --model is a folder with a checkpoint")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
@@ -251,9 +269,9 @@ def export(folder: Path, format_name: str, output: Path, is_checked: bool = True
         "revision": revision_of(folder),
         "sha256": {file.name: parts.sha256(file) for file in parts.weight_files(folder)},
     }
-    plans = {f"{facts['name']}-{format_name}.gguf": plan(source, gguf_tensors.text_tensors(config), format_name)}
+    plans = {f"{facts['name']}-{format_name}.gguf": plan(source, gguf_tensors.text_tensors(config), format_of)}
     if media := list(gguf_tensors.media_tensors(config)):
-        plans[f"mmproj-{facts['name']}-{format_name}.gguf"] = plan(source, media, format_name)
+        plans[f"mmproj-{facts['name']}-{format_name}.gguf"] = plan(source, media, format_of)
     size = sum(planned.bytes for tensors in plans.values() for planned in tensors)
     parts.check_disk({output: size + HEADER_ALLOWANCE})
     writers = [text_writer(config, processor, facts, format_name), media_writer(config, processor, facts, format_name)]
@@ -323,7 +341,7 @@ def revision_of(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("."), help="folder of a checkpoint (default: %(default)s)")
-    parser.add_argument("--format", default="q8_0", help=f"of the matrices: {', '.join(FORMATS)} (default: %(default)s)")
+    parser.add_argument("--format", default="q8_0", help=f"of the matrices: {', '.join(FORMATS)}, or a plan of export.allocate (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="a folder; its name becomes the model's")
     parser.add_argument("--license", help="of the weights (default: that of the checkpoint's README.md)")
     parser.add_argument("--no-check", action="store_true", help="leave out the comparison with torch")

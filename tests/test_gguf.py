@@ -1,5 +1,7 @@
 """The GGUF export, through llama.cpp itself: what it computes, how it reads text, what it answers, and what is refused."""
 
+import copy
+import itertools
 import json
 import random
 import resource
@@ -19,6 +21,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer
 import demo
 from export import gguf_check, gguf_tensors, run_gguf
 from export import llama_cpp as binding
+from export.formats import matrices, rounded
 from export.gguf import export
 from export.gguf_prompt import MARKER, prepare
 from export.gguf_tokenizer import add_tokenizer, strip_swallowed
@@ -115,6 +118,28 @@ def test_each_format_computes_what_torch_does_with_its_weights(tmp_path, format_
     entry = export(ROOT, format_name, tmp_path / "eagle-tiny")
     print(format_name, gguf_check.report(entry["check"]), [file["bytes"] for file in entry["files"].values()])
     assert max(entry["check"][name] for name in ("text", "image", "audio")) <= gguf_check.BOUNDS[format_name]
+
+
+def test_a_plan_is_exported_and_what_was_trained_is_what_is_shipped(tmp_path):
+    """Every matrix in a format by turns: the files hold, to the last bit, the weights that training.qat computes with."""
+    model = AutoModelForMultimodalLM.from_pretrained(ROOT, trust_remote_code=True, dtype=torch.float32)
+    formats = dict(zip(matrices(model), itertools.cycle(["q4_0", "q4_1", "q5_0", "q8_0", "f16"])))
+    formats["lm_head"] = formats["model.language_model.embed_tokens"]  # one matrix
+    (tmp_path / "mixed.json").write_text(json.dumps({"formats": formats}))
+    entry = export(ROOT, str(tmp_path / "mixed.json"), tmp_path / "eagle-tiny", is_checked=False)
+    assert list(entry["files"]) == ["eagle-tiny-mixed.gguf", "mmproj-eagle-tiny-mixed.gguf"]
+    shipped = copy.deepcopy(model)
+    gguf_check.load_stored(shipped, *(tmp_path / "eagle-tiny" / name for name in entry["files"]))
+    differing = {}
+    for name, module in matrices(model).items():
+        expected = rounded(module.weight.detach(), formats[name])
+        differing[name] = int((shipped.get_submodule(name).weight != expected).sum())
+        assert (expected != module.weight).any() or formats[name] == "f16", name
+    assert not any(differing.values()), differing
+    del formats["lm_head"], formats["model.language_model.embed_tokens"]
+    (tmp_path / "mixed.json").write_text(json.dumps({"formats": formats}))
+    with pytest.raises(ValueError, match="is the plan of another model: it lacks 'model.language_model.embed_tokens'"):
+        export(ROOT, str(tmp_path / "mixed.json"), tmp_path / "eagle-tiny", is_checked=False)
 
 
 @pytest.mark.slow
