@@ -30,6 +30,9 @@ from .tool_calls_eagle import ToolCallLogitsProcessor, parse_tool_calls
 IMAGE_TOKEN = "<|image_pad|>"
 AUDIO_TOKEN = "<|audio_pad|>"
 VIDEO_TOKEN = "<|video_pad|>"  # stands in rendered text only: it is spliced into pictures and sound, never tokenized
+# llama.cpp takes the logarithm of at least 2^-24, where Whisper takes that of 1e-10; then both raise what is 8 below the
+# loudest. Quiet sound so has a louder silence there. The value is scaled as Whisper scales the logarithm.
+LLAMA_CPP_SILENCE = (math.log10(2**-24) + 4) / 4
 PART_TYPES = ("text", "image", "image_url", "audio", "video")  # of a message's content; the base resolves "image_url"
 
 
@@ -62,7 +65,7 @@ class EagleProcessor(ProcessorMixin):
         num_image_tokens: placeholders a crop; the resampler's queries.
         audio_token_source: "encoder", or "decoder": then a window is one placeholder, which `generate` expands once the
             transcript is known, or as many as the transcript given in `audio_transcripts` has tokens.
-        audio_layout: "trimmed" (tokens for the frames that hold sound) or "padded" (a full window each).
+        audio_layout: "trimmed" (tokens for the frames that hold sound) or "padded" (a full window each, as llama.cpp hears it).
         audio_stack_factor: encoder frames of 20 ms a token.
         video_fps, max_frames: frames a second taken from a video, and at most in all.
     """
@@ -349,11 +352,12 @@ class EagleProcessor(ProcessorMixin):
             return_tensors="pt",
         )["input_features"]
         silence = mel[..., -1:].expand(-1, -1, extractor.nb_max_frames - computed)
+        features = torch.cat([mel, silence], -1)
         if (audio_layout or self.audio_layout) == "padded":
-            frames = [extractor.nb_max_frames] * len(windows)
+            frames, features = [extractor.nb_max_frames] * len(windows), features.clamp(min=LLAMA_CPP_SILENCE)
         mask = torch.arange(extractor.nb_max_frames) < torch.tensor(frames)[:, None]
         return {
-            "input_features": torch.cat([mel, silence], -1),
+            "input_features": features,
             "input_features_mask": mask.long(),
             "audio_num_tokens": [self.get_num_audio_tokens(len(window), audio_layout) for window in windows],
         }

@@ -3,17 +3,14 @@
     python -m export.gguf_check --model . --gguf export/out/eagle-tiny/eagle-tiny-q8_0.gguf
 
 Compared are the demo's questions (assets/): the ids that both make of them, the logits over them as text alone, and the embeddings
-of their pictures and sounds. torch computes in float32 with the weights as the file holds them and with llama.cpp's silence, so that what differs is arithmetic: llama.cpp rounds what it
-multiplies by a quantized matrix, too. The distance from the checkpoint as it is gets measured beside.
-
-llama.cpp's silence: it takes the logarithm of at least 2^-24, where Whisper takes that of 1e-10, and then both raise what is 8 below
-the loudest. Sound whose loudest band is below 10^0.78, as quiet speech is, so has a louder silence in llama.cpp.
+of their pictures and sounds. torch computes in float32 with the weights as the file holds them, so that what differs is
+arithmetic: llama.cpp rounds what it multiplies by a quantized matrix, too. The distance from the checkpoint as it is gets
+measured beside.
 """
 
 import argparse
 import itertools
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -31,7 +28,6 @@ ROOT = Path(__file__).parents[1]
 # Largest relative errors |a - b| / |b|. Activations are rounded to float16 beside float16 matrices, to bfloat16 beside bfloat16
 # ones, and to blocks of 8 bits beside quantized ones.
 BOUNDS = {"f32": 1e-3, "f16": 2e-3, "bf16": 1e-2} | dict.fromkeys(["q8_0", "q5_0", "q4_1", "q4_0"], 4e-2)
-SILENCE = (math.log10(2**-24) + 4) / 4  # of llama.cpp's log-mel, scaled as Whisper scales it
 LAYOUTS = {"images_kwargs": {"image_layout": "overview"}, "audio_kwargs": {"audio_layout": "padded"}}  # llama.cpp's own
 
 
@@ -53,7 +49,7 @@ def check(folder: Path, format_name: str, model_file: Path, media_file: Path | N
     inputs = [processor(text=text), *(processed(processor, question) for question in questions)]
     original = reference(model, inputs, theirs)
     load_stored(model, model_file, media_file)
-    stored = reference(model, [with_silence(given) for given in inputs], theirs)
+    stored = reference(model, inputs, theirs)
     errors = {name: relative_error(theirs[name], stored[name]) for name in theirs}
     for name, error in errors.items():
         if not error <= bound:  # NaN is no less
@@ -123,11 +119,6 @@ def media_embeddings(processor, runtime: Runtime, questions: list[list[dict]]) -
 
 
 # --- what torch makes of it ---------------------------------------------------------------------------------------------
-
-
-def with_silence(inputs: dict) -> dict:
-    """The inputs as llama.cpp would hear them."""
-    return {name: value.clamp(min=SILENCE) if name == "input_features" else value for name, value in inputs.items()}
 
 
 @torch.no_grad()

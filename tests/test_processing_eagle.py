@@ -56,6 +56,13 @@ def test_sound_of_any_length_is_split_into_windows(seconds, counts):
     assert TOKENIZER.decode(inputs.input_ids[0]) == audio_span(*counts)
 
 
+def test_the_padded_layout_hears_the_silence_of_llama_cpp():
+    """Around quiet sound it is louder than Whisper's; behind loud sound both are 8 below the loudest."""
+    for loudness, differs in ((1e-3, True), (0.9, False)):
+        trimmed, padded = (PROCESSOR(text=AUDIO, audio=loudness * tone(1), audio_layout=name).input_features for name in ("trimmed", "padded"))
+        assert torch.equal(padded, trimmed.clamp(min=(math.log10(2**-24) + 4) / 4)) and (not torch.equal(padded, trimmed)) is differs
+
+
 def test_spans_of_both_layouts():
     images = [picture(672, 500), picture(10, 10)]
     inputs = PROCESSOR(text=f"a{IMAGE}b{IMAGE}", images=images)
