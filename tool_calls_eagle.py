@@ -15,21 +15,32 @@ import re
 
 import torch
 from transformers import LogitsProcessor
+from transformers.utils import get_json_schema
 
 CALL, END = "<|tool_call|>", "<|/tool_call|>"
 # JSON as the chat template writes calls; keywords of JSON Schema that the grammar does not know are passed over.
 STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False, "lenient": True}
 
 
-def call_schema(tools: list[dict]) -> dict:
-    """JSON Schema of one call of any of the tools, which are given as to `apply_chat_template`."""
-    calls = []
-    for tool in tools:
+def call_schema(tools: list) -> dict:
+    """JSON Schema of one call of any of the tools, which are given as to `apply_chat_template`.
+
+    Parameters keep their order. Each definition lies under `$defs` as a whole, where its own references lead.
+    """
+    calls, definitions = [], {}
+    for number, tool in enumerate(tools):
+        tool = get_json_schema(tool) if callable(tool) else tool
         function = tool.get("function", tool)
-        arguments = {"type": "object", "properties": {}, "additionalProperties": False} | (function.get("parameters") or {})
-        properties = {"name": {"const": function["name"]}, "arguments": arguments}
+        if not isinstance(function.get("name"), str):
+            raise ValueError(f"a tool needs a name, but this has none: {tool}")
+        parameters = function.get("parameters") or {}
+        if parameters and parameters.get("type") != "object":
+            raise ValueError(f"parameters of {function['name']} must be a JSON Schema of type object, but are {parameters}")
+        arguments = {"type": "object", "properties": {}, "additionalProperties": False} | parameters
+        definitions[str(number)] = json.loads(json.dumps(arguments).replace('"#', f'"#/$defs/{number}'))
+        properties = {"name": {"const": function["name"]}, "arguments": {"$ref": f"#/$defs/{number}"}}
         calls.append({"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False})
-    return {"anyOf": calls, "x-guidance": STYLE}
+    return {"anyOf": calls, "$defs": definitions, "x-guidance": STYLE}
 
 
 def import_llguidance():
@@ -55,12 +66,14 @@ class ToolCallLogitsProcessor(LogitsProcessor):
         tokenizer: a fast tokenizer with EAGLE's special tokens.
         tools: those of each row of the batch, or of one conversation for all rows; None: the row is left alone.
 
-    Raises ValueError for a schema that is none, naming the function's.
+    Raises ValueError for tools without name or schema, and later for a batch of another number of rows.
+
+    A string in a call cannot hold "<|/tool_call|>": it would end there.
     """
 
     def __init__(self, tokenizer, tools: list):
         matcher = import_llguidance().LLMatcher
-        one_for_all = not tools or isinstance(tools[0], dict)
+        one_for_all = not tools or isinstance(tools[0], dict) or callable(tools[0])
         wrapped = grammar_tokenizer(tokenizer)
         self.rows = [
             matcher(wrapped, matcher.grammar_from_json_schema(json.dumps(call_schema(row)))) if row else None
@@ -73,7 +86,9 @@ class ToolCallLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """(rows, tokens so far), (rows, vocabulary) -> the scores, minus infinity where a token would break a call."""
-        beams = input_ids.shape[0] // len(self.rows)
+        if len(input_ids) % len(self.rows):
+            raise ValueError(f"tools were given for {len(self.rows)} rows, but there are {len(input_ids)} sequences")
+        beams = len(input_ids) // len(self.rows)
         for row, ids in enumerate(input_ids.tolist()):
             matcher = self.rows[row // beams]
             written = self.open_call(ids)

@@ -126,6 +126,8 @@ def publish(output: Path, model_dir: Path) -> tuple[list[Path], dict[str, str]]:
         raise HubError(f"{output} measured weights {measured[:12]}, and {model_dir} holds {present[:12]}: run eval.run again")
     if quantization := manifest["model"]["quantization"]:
         raise HubError(f"{output} measured the weights as {quantization}; a card's figures are of the weights as they lie beside it")
+    if manifest["model"].get("constrain_calls"):
+        raise HubError(f"{output} held calls to their definitions (--constrain-calls), which a card's figures do not say")
     kept, left_out = publishable(results)
     if not kept:
         reasons = "; ".join(f"{task}: {reason}" for task, reason in left_out.items())

@@ -20,6 +20,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, LogitsProcesso
 from transformers.utils.hub import cached_file
 
 from eval.task import Request
+from export.formats import read_plan
 from training import qat
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -106,6 +107,7 @@ class TorchModel:
             "config_sha256": files_sha256(folder, SETTINGS),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "quantization": quantization,
+            "plan": read_plan(Path(quantization)) if (quantization or "").endswith(".json") else None,
             "constrain_calls": constrain_calls,
             "num_beams": num_beams,
             "image_layout": image_layout or self.processor.image_processor.image_layout,

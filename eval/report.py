@@ -322,6 +322,8 @@ def about(manifest: dict[str, Any]) -> str:
         f"{model['parameters'] / 1e6:,.1f} million parameters",
         model["dtype"],
         f"quantization {model['quantization']}" if model["quantization"] else None,
+        "calls held to their definitions" if model.get("constrain_calls") else None,
+        f"{model['num_beams']} beams" if model.get("num_beams") else None,
         f"picture layout {model['image_layout']}",
         f"batch size {manifest['batch_size']}",
         manifest["hardware"],

@@ -317,7 +317,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-processes", type=positive, default=1, help="on one machine; elsewhere use torchrun")
     parser.add_argument("--quantization", help="round the weights to this format of export/formats.py, or by this plan of export/allocate.py")
     parser.add_argument("--constrain-calls", action="store_true", help="calls keep to the functions that a prompt defines")
-    parser.add_argument("--num-beams", type=int, help="beams of the search (default: as the task's file says, mostly 1)")
+    parser.add_argument("--num-beams", type=positive, help="beams of the search (default: as the task's file says, mostly 1)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: float32 on a CPU and with --quantization, else auto")
     parser.add_argument("--layout", choices=("grid", "overview"), help="how pictures are cut (default: the processor's)")
     parser.add_argument("--submission", type=Path, help="folder for the files that evaluation servers take")

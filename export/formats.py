@@ -105,7 +105,7 @@ def rounded(weight: torch.Tensor, name: str) -> torch.Tensor:
     if width % found.block:
         raise ValueError(f"rows of {width} weights cannot be {name}, whose blocks are {found.block}; widths must be multiples")
     result = found.read_back(weight)
-    if not torch.isfinite(result.sum()):
+    if not torch.isfinite(result).all():
         what = "holds values that are not finite" if not torch.isfinite(weight).all() else f"goes beyond the range of {name}"
         raise ValueError(f"a tensor of shape {list(weight.shape)} {what}, so that it cannot be {name}")
     return result
@@ -126,10 +126,13 @@ def matrices(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def read_plan(path: Path) -> dict[str, str]:
-    """{module: format} of a plan file; ValueError for a format that is unknown."""
-    plan = json.loads(path.read_text(encoding="utf-8"))["formats"]
-    for name in plan.values():
-        find_format(name)
+    """{module: format} of a plan file; ValueError for another file, and for a format that is unknown."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))["formats"]
+        for name in plan.values():
+            find_format(name)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no plan of export.allocate: it must hold formats, {{module: format}}") from error
     return plan
 
 
@@ -143,7 +146,8 @@ def plan_of(model: nn.Module, quantization: str) -> dict[str, str]:
         find_format(quantization)
         return dict.fromkeys(stored, quantization)
     plan = read_plan(Path(quantization))
-    for has, lacks, what in ((stored, plan.keys(), "lacks"), (plan.keys(), stored, "names")):
-        if missing := sorted(has - lacks):
-            raise ValueError(f"{quantization} is the plan of another model: it {what} {missing[0]!r}, one of {len(missing)}")
+    if missing := sorted(stored - plan.keys()):
+        raise ValueError(f"{quantization} is the plan of another model: it lacks {missing[0]!r}, one of {len(missing)}")
+    if foreign := sorted(plan.keys() - stored):
+        raise ValueError(f"{quantization} is the plan of another model: it names {foreign[0]!r}, one of {len(foreign)}")
     return plan

@@ -41,7 +41,6 @@ from training.shards import write_beside
 
 MANIFEST = "manifest.json"
 HEADER_ALLOWANCE = 20_000_000  # bytes on the disk for a vocabulary and what else stands before the tensors
-HALF_LIMIT = 65_504  # the largest float16
 MINICPM_VERSION = 3  # the version of MiniCPM-V whose resampler has positions for any grid, and this slicing
 
 
@@ -126,12 +125,13 @@ def values(source: Source, planned: Planned) -> np.ndarray:
     tensor = planned.tensor
     given = tensor.source if isinstance(tensor.source, torch.Tensor) else source.read(tensor.source)
     changed = tensor.change(given).numpy()
-    if planned.type not in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16) and np.abs(changed).max() > HALF_LIMIT:
+    stored = gguf.quantize(changed, planned.type)
+    if not np.isfinite(gguf.dequantize(stored, planned.type)).all():
         raise ValueError(
-            f"{tensor.source} holds {np.abs(changed).max():.4g}, beyond float16, in which {planned.type.name} keeps values or "
-            f"scales; they must lie within {HALF_LIMIT}: take bf16 or f32"
+            f"{tensor.source} holds {np.abs(changed).max():.4g}, beyond what {planned.type.name} can keep (float16, for values or "
+            f"scales): take bf16 or f32"
         )
-    return gguf.quantize(changed, planned.type)
+    return stored
 
 
 def write(path: Path, writer: GGUFWriter, source: Source, planned: list[Planned], bar: tqdm) -> None:
@@ -236,6 +236,8 @@ def read_format(given: str) -> tuple[str, Callable[[str], str]]:
         find_format(given)
         return given, lambda source: given
     formats = read_plan(Path(given))
+    if Path(given).stem in FORMATS:
+        raise ValueError(f"{given} is a plan, but its name is that of a format, and names the files; rename it")
 
     def format_of(source: str) -> str:
         module = source.removesuffix(".weight")

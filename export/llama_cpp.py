@@ -248,6 +248,8 @@ class Runtime:
 
         Returns ids for each stretch of text, and float32 (tokens, width) embeddings for each crop or window of sound.
         """
+        if self.media is None:
+            raise ValueError("the runtime was opened without an mmproj file, so it encodes no pictures and sounds")
         bitmaps = (c_void_p * len(media))(*map(self.bitmap, media))
         chunks = self.lib.mtmd_input_chunks_init()
         text = InputText(prompt.encode(), len(prompt.encode()), False, True)
@@ -262,9 +264,10 @@ class Runtime:
                 self.lib.mtmd_bitmap_free(bitmap)
 
     def bitmap(self, medium: np.ndarray) -> int:
-        medium = np.ascontiguousarray(medium)
         if medium.dtype == np.uint8:
+            medium = np.ascontiguousarray(medium)
             return self.lib.mtmd_bitmap_init(medium.shape[1], medium.shape[0], medium.ctypes.data)
+        medium = np.ascontiguousarray(medium, np.float32)
         return self.lib.mtmd_bitmap_init_from_audio(medium.size, medium.ctypes.data)
 
     def piece(self, chunk: int) -> list[int] | np.ndarray:

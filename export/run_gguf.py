@@ -40,7 +40,7 @@ class Chat:
     Raises ValueError for a damaged file, and where llama.cpp cannot load the model.
     """
 
-    def __init__(self, model: Path, mmproj: Path | None = None, context: int = 8192, threads: int = 2):
+    def __init__(self, model: Path, mmproj: Path | None = None, context: int = 4096, threads: int = 2):
         for file in filter(None, (model, mmproj)):
             check_whole(file)
         parameters = xllamacpp.CommonParams()
@@ -124,7 +124,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--audio", type=demo.existing_file, action="append", default=[], help="sound; may be repeated")
     parser.add_argument("--text", help="a question or request in writing")
     parser.add_argument("--image-layout", choices=("overview", "grid"), help="(default: the checkpoint's)")
-    parser.add_argument("--context", type=int, default=8192, help="tokens of conversation and answer (default: %(default)s)")
+    parser.add_argument("--context", type=int, default=4096, help="tokens of conversation and answer (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
     args = parser.parse_args()
     if args.image + args.video and not (args.audio or args.text):

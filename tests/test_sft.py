@@ -341,7 +341,7 @@ def test_quantization_is_seen_and_the_masters_are_saved_whole(train, small_check
 
 def test_quantized_adapters_are_merged_into_what_was_trained(train, small_checkpoint, tmp_path):
     run = train(lora={"r": 8, "alpha": 16, "dropout": 0.0}, muon=False, quantization="q4_0")
-    merge(run, tmp_path / "merged", dtype="float32")
+    merge(run, tmp_path / "merged")
     base, merged = (
         AutoModelForMultimodalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
         for folder in (small_checkpoint, tmp_path / "merged")
@@ -363,6 +363,8 @@ def test_encoded_rows_train_the_language_model_alone(train, small_checkpoint, tm
     assert {name.split(".")[0] for name in changed_modules(weights(small_checkpoint), weights(run))} == {"language_model"}
     with pytest.raises(ValueError, match="trains 'audio_projector', which the encoded rows of data.sentence have behind them"):
         train(data=data, rates={"audio_projector": 0.01})
+    with pytest.raises(ValueError, match=r"rounds towers and projectors \(`quantization`\), which the encoded rows of data.sentence"):
+        train(data=data, rates={"language_model": 0.01}, quantization="q4_0")
 
 
 def test_the_run_has_curves_and_a_card(train, tmp_path):

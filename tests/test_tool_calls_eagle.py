@@ -89,10 +89,41 @@ def test_outside_of_a_call_nothing_changes(parts):
     assert begins and all('{"name": "ring_bell"'.startswith(token) or token.startswith("{") for token in begins)
 
 
+def test_references_and_python_functions_are_tools_too(parts):
+    def wave(hand: str, times: int):
+        """
+        Waves.
+
+        Args:
+            hand: which (choices: ["left", "right"])
+            times: how often
+        """
+
+    point = {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": False}
+    go = tool("go", ["to"], to={"$ref": "#/$defs/point"})
+    go["function"]["parameters"]["$defs"] = {"point": point}
+    constraint, tokenizer = parts[1].constrain_tool_calls([RING, go, wave]), parts[1].tokenizer
+
+    def follows(call, then):
+        ids = tokenizer(PROMPT + "<|tool_call|>" + call, return_tensors="pt").input_ids
+        allowed = constraint(ids, torch.zeros(1, len(tokenizer)))[0] == 0
+        return bool(allowed[tokenizer(then, add_special_tokens=False).input_ids[0]])
+
+    assert follows('{"name": "go", "arguments": {"to": {"x": ', "2") and not follows('{"name": "go", "arguments": {"to": {"x": ', "3")
+    assert follows('{"name": "wave", "arguments": {"hand": "', "left") and not follows('{"name": "wave", "arguments": {"hand": "', "both")
+
+
 def test_tools_that_are_none_are_named(parts):
-    broken = tool("ring_bell", volume={"type": "loud"})
-    with pytest.raises(ValueError, match="cannot be turned into a grammar"):
-        parts[1].constrain_tool_calls([broken])
+    for broken, message in (
+        (tool("ring_bell", volume={"type": "loud"}), "cannot be turned into a grammar"),
+        ({"type": "function", "function": {"description": "What?"}}, "a tool needs a name"),
+        ({"name": "go", "parameters": {"x": {"type": "int"}}}, "parameters of go must be a JSON Schema of type object"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parts[1].constrain_tool_calls([broken])
+    constraint = parts[1].constrain_tool_calls([[RING], [LOCK]])
+    with pytest.raises(ValueError, match="tools were given for 2 rows, but there are 3 sequences"):
+        constraint(torch.zeros(3, 4, dtype=torch.long), torch.zeros(3, 9))
 
 
 def test_without_llguidance_it_is_said_what_to_install(parts, monkeypatch):

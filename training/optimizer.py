@@ -2,7 +2,7 @@
 
 Small transformers learn in far fewer steps with it than with AdamW alone (Jordan et al. 2024, "Muon"; as in
 karpathy/nanochat). Both halves are torch's own. Where processes hold equal gradients (DDP), each works out its share of
-Muon's updates and hands them to the others, as in Jordan's implementation: at small batches that is a third of a step.
+Muon's updates and hands them to the others, as in Jordan's implementation (docs/LOG.md has what that saves).
 """
 
 import torch

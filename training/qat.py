@@ -1,10 +1,11 @@
 """Quantization-aware training: the forward pass sees the weights as they are shipped, the gradient passes through to the masters.
 
-    python -m training.sft --config training/recipes/instruct/tiny.yaml --quantization q4_0 --output_dir runs/instruct-q4
+    python -m training.sft --config training/recipes/pretrain/tiny.yaml --model . --quantization q4_0 --output_dir runs/q4
 
 `quantize` changes the class of every layer that a format stores, and nothing else: names, sharing, saving, checkpointing,
 FSDP2 and PEFT see the model as it was. The gradient of rounding is taken to be one (straight-through estimator, Bengio et
-al. 2013, arXiv 1308.3432; Jacob et al. 2018, arXiv 1712.05877).
+al. 2013, arXiv 1308.3432; Jacob et al. 2018, arXiv 1712.05877). Under bfloat16 autocast the rounded weights are rounded once
+more, to bfloat16, as all weights are there; in float32 they are the shipped ones to the last bit.
 """
 
 import torch
@@ -52,7 +53,7 @@ class QuantizedLoraLinear(lora.Linear):
         weight = base.weight
         if not self.disable_adapters and not self.merged:
             weight = weight + sum(self.get_delta_weight(name) for name in self.active_adapters if name in self.lora_A)
-        return F.linear(x, StraightThrough.apply(weight, base.format), base.bias)
+        return F.linear(x, StraightThrough.apply(weight, base.format).to(base.weight.dtype), base.bias)
 
 
 SWAPPED = {nn.Linear: QuantizedLinear, nn.Embedding: QuantizedEmbedding}

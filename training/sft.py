@@ -19,7 +19,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, BitsAndBytesCo
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, TrlParser
 
-from export.formats import find_format
+from export.formats import find_format, read_plan
 from training import attention, qat
 from training.collator import EagleCollator
 from training.data import BadRows, Mixture, ParquetSource
@@ -71,6 +71,8 @@ class EagleArguments:
             find_format(self.quantization)
         if self.lora is not None and set(self.lora) != {"r", "alpha", "dropout"}:
             raise ValueError(f"`lora` has the fields {sorted(self.lora)}; it takes r, alpha and dropout")
+        if self.load_in_4bit and self.quantization:
+            raise ValueError("load_in_4bit and quantization round the same weights to two formats; give one of them")
         if self.load_in_4bit and not self.lora:
             raise ValueError("load_in_4bit freezes the language model, so that nothing would train; give `lora`")
         if self.load_in_4bit and not torch.cuda.is_available():
@@ -169,12 +171,13 @@ def lora_config(model, arguments: EagleArguments) -> LoraConfig | None:
     return qat.adapt(adapters) if arguments.quantization else adapters
 
 
-def check_encoded(mixture: Mixture, rates: dict[str, float]) -> None:
-    """Raises ValueError where the recipe trains what the rows of training/encode.py have behind them."""
-    trained = [name for name in rates if not name.startswith("language_model")]
+def check_encoded(mixture: Mixture, arguments: EagleArguments) -> None:
+    """Raises ValueError where the recipe changes what the rows of training/encode.py have behind them."""
+    changed = [f"trains {name!r}" for name in arguments.rates if not name.startswith("language_model")]
+    changed += ["rounds towers and projectors (`quantization`)"] if arguments.quantization else []
     for name, source in zip(mixture.names, mixture.sources):
-        if trained and isinstance(source, ParquetSource) and source.encoded:
-            raise ValueError(f"the recipe trains {trained[0]!r}, which the encoded rows of data.{name} have behind them")
+        if changed and isinstance(source, ParquetSource) and source.encoded:
+            raise ValueError(f"the recipe {changed[0]}, which the encoded rows of data.{name} have behind them")
 
 
 def load_data(arguments: EagleArguments, config: EagleSFTConfig, make_collator=EagleCollator) -> tuple[EagleCollator, Mixture]:
@@ -192,7 +195,7 @@ def load_data(arguments: EagleArguments, config: EagleSFTConfig, make_collator=E
         lanes=arguments.lanes or config.world_size * max(1, config.dataloader_num_workers),
         together=arguments.together or config.world_size,
     )
-    check_encoded(mixture, arguments.rates)
+    check_encoded(mixture, arguments)
     return collator, mixture
 
 
@@ -232,6 +235,8 @@ def find_checkpoint(arguments: EagleArguments, config: EagleSFTConfig) -> str | 
     output = Path(config.output_dir)
     last = get_last_checkpoint(output) if output.is_dir() else None
     settings = {name: value for name, value in vars(arguments).items() if name not in ("max_bad_rows", "lanes", "together")}
+    if (arguments.quantization or "").endswith(".json"):
+        settings["plan"] = read_plan(Path(arguments.quantization))
     settings |= {"seed": config.seed, "per_device_train_batch_size": config.per_device_train_batch_size}
     if config.process_index == 0:
         if not last:  # what a run without a checkpoint leaves does not count
