@@ -239,6 +239,17 @@ class EagleConfig(PreTrainedConfig):
         return None if self.speech_config is None else self.speech_config.sampling_rate
 
     @property
+    def unread_parts(self) -> tuple[str, ...]:
+        """Parts of an EagleModel, by the beginnings of their names, that published towers have and no output depends on."""
+        parts = ["vision_tower.post_layernorm", "vision_tower.head"]
+        if self.vision_config is not None:
+            layers = getattr(self.vision_config, "num_hidden_layers", 0)
+            read = self.vision_feature_layer % (layers + 1)  # of the embeddings and each layer's output
+            parts += [f"vision_tower.encoder.layers.{layer}." for layer in range(read, layers)]
+            parts += [] if self.vision_use_cls else ["vision_tower.embeddings.class_embedding"]
+        return tuple(parts)
+
+    @property
     def patches_per_side(self) -> int | None:
         """Patches along one side of a crop; None where only the built tower knows (timm)."""
         if self.vision_config.model_type == "timm_wrapper":

@@ -690,7 +690,7 @@ class EagleForConditionalGeneration(EaglePreTrainedModel, EagleGenerationMixin):
 
     def merge_factors(self):
         """Multiplies the image projector's factors out, in place and in the configuration; call before quantization."""
-        if self.config.image_projector_rank is not None:
+        if self.config.vision_config is not None and self.config.image_projector_rank is not None:
             self.model.multi_modal_projector.merge_factors()
             self.config.image_projector_rank = None
 

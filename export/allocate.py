@@ -6,7 +6,7 @@
 What a matrix loses in a format is measured on calibration rows: each is rounded alone, and the loss is the Kullback-Leibler
 divergence of the answer's tokens from those of the model in float. The sum of the losses is made as small as it can be under
 the average of bits a weight, exactly: an integer program, solved by HiGHS. That losses add up is an assumption, which
-`--output`'s figures let one check: they hold the sum, and what the plan as a whole really loses.
+`--output`'s figures let one check: they hold the sum, and what the plan as a whole really loses. Matrices whose rows are no multiple of a block stay in float16 and out of the average.
 """
 
 import argparse
@@ -20,13 +20,13 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from export.formats import FORMATS, matrices, rounded
+from export.formats import BLOCK, FORMATS, matrices, rounded
 from training import attention
 from training.collator import EagleCollator
 from training.data import BadRows, Mixture
 
 CANDIDATES = ("q4_0", "q5_0", "q8_0")
-BATCH = 4
+SAMPLES = 4  # a batch
 
 
 def groups_of(model) -> list[list[str]]:
@@ -81,7 +81,7 @@ def allocate(sizes: np.ndarray, losses: np.ndarray, bits: np.ndarray, average: f
     one_each = scipy.optimize.LinearConstraint(np.kron(np.eye(groups), np.ones(formats)), 1, 1)
     small_enough = scipy.optimize.LinearConstraint(np.outer(sizes, bits).ravel() / sizes.sum(), -np.inf, average)
     solved = scipy.optimize.milp(
-        losses.ravel() / losses.max(), integrality=1, bounds=(0, 1), constraints=[one_each, small_enough], options={"mip_rel_gap": 0}
+        losses.ravel() / (losses.max() or 1), integrality=1, bounds=(0, 1), constraints=[one_each, small_enough], options={"mip_rel_gap": 0}
     )
     if not solved.success:
         raise RuntimeError(f"the allocation could not be solved: {solved.message}")
@@ -90,7 +90,8 @@ def allocate(sizes: np.ndarray, losses: np.ndarray, bits: np.ndarray, average: f
 
 def make_plan(model, batches: list[dict], average: float) -> dict:
     """The plan file's content; see `main`."""
-    groups = groups_of(model)
+    plan = {name: "f16" for name, module in matrices(model).items() if module.weight.shape[1] % BLOCK}
+    groups = [group for group in groups_of(model) if group[0] not in plan]
     expected = [answers(model, batch) for batch in batches]
     losses = np.zeros((len(groups), len(CANDIDATES)))
     for i, group in enumerate(tqdm(groups, desc="sensitivity", unit="matrix")):
@@ -100,7 +101,7 @@ def make_plan(model, batches: list[dict], average: float) -> dict:
     sizes = np.array([model.get_submodule(group[0]).weight.numel() for group in groups])
     bits = np.array([FORMATS[name].bits for name in CANDIDATES])
     chosen = allocate(sizes, losses, bits, average)
-    plan = {name: CANDIDATES[j] for group, j in zip(groups, chosen, strict=True) for name in group}
+    plan |= {name: CANDIDATES[j] for group, j in zip(groups, chosen, strict=True) for name in group}
     return {
         "average_bits": float(sizes @ bits[chosen] / sizes.sum()),
         "sum_of_divergences": float(losses[np.arange(len(groups)), chosen].sum()),
@@ -129,7 +130,7 @@ def main() -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     data = {path: {"path": path, "weight": 1} for path in args.paths}
     bad_rows = BadRows(args.output.with_suffix(".bad_rows.jsonl"), 0)
-    mixture = Mixture(data, -(-args.rows // BATCH), BATCH, args.seed, collator.features, bad_rows)
+    mixture = Mixture(data, -(-args.rows // SAMPLES), SAMPLES, args.seed, collator.features, bad_rows)
     batches = [collator(mixture.batch(i)) for i in tqdm(range(mixture.batches), desc="rows", unit="batch")]
     plan = make_plan(model, batches, args.bits)
     part = args.output.with_suffix(".part")

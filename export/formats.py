@@ -103,7 +103,7 @@ def rounded(weight: torch.Tensor, name: str) -> torch.Tensor:
     found = find_format(name)
     width = weight.shape[-1]
     if width % found.block:
-        raise ValueError(f"rows of {width} weights cannot be {name}, whose blocks are {found.block}; widths must be multiples")
+        raise ValueError(f"rows of {width} weights cannot be {name}, whose blocks are {found.block}; a plan of export.allocate keeps such in f16")
     result = found.read_back(weight)
     if not torch.isfinite(result).all():
         what = "holds values that are not finite" if not torch.isfinite(weight).all() else f"goes beyond the range of {name}"
@@ -115,13 +115,14 @@ def matrices(model: nn.Module) -> dict[str, nn.Module]:
     """{name: module} of what a format stores: each linear layer's matrix, and the embedding of text tokens.
 
     Norms, biases, positions and convolutions stay in float: they are small, and llama.cpp wants them so. What speaks is
-    shipped otherwise.
+    shipped otherwise, and what no output depends on not at all.
     """
     text = model.get_input_embeddings()
+    left_out = ("speech_", *(f"model.{part}" for part in model.config.unread_parts))
     return {
         name: module
         for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or module is text) and not name.startswith("speech_")
+        if (isinstance(module, nn.Linear) or module is text) and not name.startswith(left_out)
     }
 
 

@@ -272,15 +272,16 @@ def export(folder: Path, given: str, output: Path, is_checked: bool = True, lice
         "sha256": {file.name: parts.sha256(file) for file in parts.weight_files(folder)},
     }
     plans = {f"{facts['name']}-{format_name}.gguf": plan(source, gguf_tensors.text_tensors(config), format_of)}
+    writers = [text_writer(config, processor, facts, format_name)]
     if media := list(gguf_tensors.media_tensors(config)):
         plans[f"mmproj-{facts['name']}-{format_name}.gguf"] = plan(source, media, format_of)
+        writers.append(media_writer(config, processor, facts, format_name))
     size = sum(planned.bytes for tensors in plans.values() for planned in tensors)
     parts.check_disk({output: size + HEADER_ALLOWANCE})
-    writers = [text_writer(config, processor, facts, format_name), media_writer(config, processor, facts, format_name)]
     output.mkdir(parents=True, exist_ok=True)
     with unfinished([output / name for name in plans]) as pending:
         with tqdm(total=size, unit="B", unit_scale=True, desc=f"{facts['name']}-{format_name}") as bar:
-            for part, writer, planned in zip(pending, writers, plans.values()):
+            for part, writer, planned in zip(pending, writers, plans.values(), strict=True):
                 write(part, writer, source, planned, bar)
         measured = gguf_check.check(folder, format_name, *pending) if is_checked else None
     return note(output / MANIFEST, facts, format_name, [output / name for name in plans], measured)

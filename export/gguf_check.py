@@ -39,7 +39,7 @@ def check(folder: Path, format_name: str, model_file: Path, media_file: Path | N
     bound = BOUNDS.get(format_name, BOUNDS["q4_0"])  # of a plan, as of each of its formats
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForMultimodalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
-    questions, text = demo_questions(), conversation(processor)
+    questions, text = demo_questions(model.config), conversation(processor)
     with Runtime(model_file, media_file, torch.get_num_threads()) as runtime:
         ids = runtime.tokenize(strip_swallowed(processor.tokenizer, text))
         check_ids("the conversation", ids, processor.tokenizer(text).input_ids)
@@ -67,10 +67,12 @@ def relative_error(found: np.ndarray, right: np.ndarray) -> float:
 # --- what is asked ------------------------------------------------------------------------------------------------------
 
 
-def demo_questions() -> list[list[dict]]:
-    """The demo's questions as conversations of one message."""
+def demo_questions(config) -> list[list[dict]]:
+    """The demo's questions whose media the model takes, as conversations of one message."""
     assets = ROOT / "assets"
+    towers = {"text": True, "image": config.vision_config, "video": config.vision_config, "audio": config.audio_config}
     tasks = json.loads((assets / "questions.json").read_text(encoding="utf-8"))
+    tasks = [task for task in tasks if all(towers[part["type"]] for part in task["content"])]
     for part in (part for task in tasks for part in task["content"] if part["type"] != "text"):
         part[part["type"]] = str(assets / part[part["type"]])
     return [[{"role": "user", "content": task["content"]}] for task in tasks]
@@ -137,8 +139,7 @@ def reference(model, inputs: list[dict], wanted: dict[str, np.ndarray]) -> dict[
 @torch.no_grad()
 def load_stored(model, model_file: Path, media_file: Path | None) -> None:
     """Puts what the files hold as matrices into the model, read back to float32."""
-    if model.config.image_projector_rank is not None:
-        model.merge_factors()
+    model.merge_factors()
     tensors = [*gguf_tensors.text_tensors(model.config), *gguf_tensors.media_tensors(model.config)]
     sources = {tensor.name: tensor.source for tensor in tensors if tensor.kind == "matrix"}
     for file in filter(None, (model_file, media_file)):

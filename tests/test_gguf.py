@@ -142,15 +142,20 @@ def test_a_plan_is_exported_and_what_was_trained_is_what_is_shipped(tmp_path):
         export(ROOT, str(tmp_path / "mixed.json"), tmp_path / "eagle-tiny", is_checked=False)
 
 
-@pytest.mark.slow
-def test_the_full_size_layout_is_exported_too(tmp_path):
-    """eagle-edge, narrowed: factored matrices, a head of its own, longrope, Phi-3.5's tokenizer."""
+def narrow_edge():
+    """The preset eagle-edge, as narrow as it goes."""
     preset = json.loads((ROOT / "configs" / "eagle-edge.json").read_text()) | {"image_projector_rank": 136}
     preset["text_config"] |= {"hidden_size": 384, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     preset["text_config"] |= {"num_key_value_heads": 4}
     preset["vision_config"] |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     preset["audio_config"] |= {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
-    (tmp_path / "edge.json").write_text(json.dumps(preset))
+    return preset
+
+
+@pytest.mark.slow
+def test_the_full_size_layout_is_exported_too(tmp_path):
+    """eagle-edge, narrowed: factored matrices, a head of its own, longrope, Phi-3.5's tokenizer."""
+    (tmp_path / "edge.json").write_text(json.dumps(narrow_edge()))
     assemble(str(tmp_path / "edge.json"), [], tmp_path / "edge", random_init=True)
     entry = export(tmp_path / "edge", "f32", tmp_path / "eagle-edge")
     assert max(entry["check"][name] for name in ("text", "image", "audio")) <= 1e-3
@@ -158,6 +163,17 @@ def test_the_full_size_layout_is_exported_too(tmp_path):
     messages = [USER, {"role": "assistant", "content": "hello"}, USER]
     ours = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert render(serve(tmp_path / "eagle-edge" / "eagle-edge-f32.gguf"), messages) == strip_swallowed(tokenizer, ours) != ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("missing", "compared"), [("audio_config", {"text", "image"}), ("vision_config", {"text", "audio"})])
+def test_a_model_with_one_tower_is_exported_and_checked(missing, compared, tmp_path):
+    (tmp_path / "preset.json").write_text(json.dumps(narrow_edge()))
+    assemble(str(tmp_path / "preset.json"), [], tmp_path / "model", random_init=True)
+    config = json.loads((tmp_path / "model" / "config.json").read_text()) | {missing: None}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    entry = export(tmp_path / "model", "f32", tmp_path / "out")
+    assert {name for name in entry["check"] if not name.endswith("the checkpoint's")} == compared
 
 
 # ------------------------------------------------------------------------------------------------ how it reads text

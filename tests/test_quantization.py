@@ -137,6 +137,18 @@ def test_the_model_computes_with_the_rounded_weights(name, changes):
         assert mine.grad is None or torch.equal(mine.grad, theirs.grad), path  # of the rounded weights, to the masters
 
 
+def test_what_no_output_depends_on_is_left_out():
+    """A tower whose last layer is not read; SigLIP's head, whose attention no format could store; widths that fit no block."""
+    assert not any("layers.1." in name for name in matrices(build(vision_feature_layer=-2)) if "vision_tower" in name)
+    siglip = {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 72, "num_attention_heads": 2}
+    model = build(vision_config=siglip | {"num_hidden_layers": 2, "image_size": 56, "patch_size": 14}, vision_feature_layer=-1)
+    assert any("vision_tower.head" in name for name, _ in model.named_modules())
+    with pytest.raises(ValueError, match=r"mlp.fc2.weight: rows of 72 weights cannot be q4_0.*a plan of export.allocate keeps such in f16"):
+        qat.quantize(model, "q4_0")
+    plan = allocate.make_plan(model, [batch(model)], 5.5)
+    assert {name.rpartition(".")[2] for name, chosen in plan["formats"].items() if chosen == "f16"} == {"fc2"}
+
+
 def test_what_cannot_be_quantized_is_named():
     model = build()
     with torch.no_grad():

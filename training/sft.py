@@ -138,20 +138,11 @@ def freeze(model, rates: dict[str, float]) -> None:
             if parameter.is_floating_point():  # what 4-bit loading packed is not
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(True)
+    # What no gradient reaches, which DDP and FSDP2's optimizer take for an error, and Whisper's positions, which never train.
+    still = (*model.config.unread_parts, "audio_tower.encoder.embed_positions")
     for name, parameter in model.model.named_parameters():
-        if name.startswith(idle_parts(model.config)):
+        if name.startswith(still):
             parameter.requires_grad_(False)
-
-
-def idle_parts(config) -> tuple[str, ...]:
-    """What no gradient reaches, which DDP and FSDP2's optimizer take for an error, and Whisper's positions, which never train."""
-    parts = ["audio_tower.encoder.embed_positions", "vision_tower.post_layernorm", "vision_tower.head"]
-    if config.vision_config is not None:
-        layers = getattr(config.vision_config, "num_hidden_layers", 0)
-        read = config.vision_feature_layer % (layers + 1)  # of the embeddings and each layer's output
-        parts += [f"vision_tower.encoder.layers.{layer}." for layer in range(read, layers)]
-        parts += [] if config.vision_use_cls else ["vision_tower.embeddings.class_embedding"]
-    return tuple(parts)
 
 
 def lora_config(model, arguments: EagleArguments) -> LoraConfig | None:
