@@ -69,7 +69,7 @@ TOWERS = OMP_NUM_THREADS=1 $(RUN) -m training.towers --config training/recipes/t
 SYNTHESIS = $(RUN) -m training.synthesis
 ENCODE = OMP_NUM_THREADS=1 $(RUN) -m training.encode --model runs/pretrain --output runs/encoded
 
-train-tiny: setup ## Train eagle-tiny from nothing into runs/function-calling (7.5 hours, stages summed); a killed run goes on where it stood
+train-tiny: setup ## Train eagle-tiny from nothing into runs/function-calling (7.6 hours, stages summed); a killed run goes on where it stood
 	$(RUN) -m training.assemble --preset eagle-tiny --output runs/text
 	($(TOWERS)/audio.yaml && $(TEXT)/copy/tiny.yaml && $(TEXT)/respell/tiny.yaml) & \
 	$(TOWERS)/patches.yaml && $(TOWERS)/vision.yaml && \
