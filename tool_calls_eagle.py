@@ -37,7 +37,8 @@ def call_schema(tools: list) -> dict:
         if parameters and parameters.get("type") != "object":
             raise ValueError(f"parameters of {function['name']} must be a JSON Schema of type object, but are {parameters}")
         arguments = {"type": "object", "properties": {}, "additionalProperties": False} | parameters
-        definitions[str(number)] = json.loads(json.dumps(arguments).replace('"#', f'"#/$defs/{number}'))
+        references = json.dumps(arguments).replace('"$ref": "#', f'"$ref": "#/$defs/{number}')
+        definitions[str(number)] = json.loads(references)
         properties = {"name": {"const": function["name"]}, "arguments": {"$ref": f"#/$defs/{number}"}}
         calls.append({"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False})
     return {"anyOf": calls, "$defs": definitions, "x-guidance": STYLE}

@@ -99,7 +99,7 @@ def test_references_and_python_functions_are_tools_too(parts):
             times: how often
         """
 
-    point = {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": False}
+    point = {"type": "object", "properties": {"x": {"enum": [1, 2, "#3"]}}, "required": ["x"], "additionalProperties": False}
     go = tool("go", ["to"], to={"$ref": "#/$defs/point"})
     go["function"]["parameters"]["$defs"] = {"point": point}
     constraint, tokenizer = parts[1].constrain_tool_calls([RING, go, wave]), parts[1].tokenizer
@@ -109,6 +109,7 @@ def test_references_and_python_functions_are_tools_too(parts):
         allowed = constraint(ids, torch.zeros(1, len(tokenizer)))[0] == 0
         return bool(allowed[tokenizer(then, add_special_tokens=False).input_ids[0]])
 
+    assert follows('{"name": "go", "arguments": {"to": {"x": "', "#")
     assert follows('{"name": "go", "arguments": {"to": {"x": ', "2") and not follows('{"name": "go", "arguments": {"to": {"x": ', "3")
     assert follows('{"name": "wave", "arguments": {"hand": "', "left") and not follows('{"name": "wave", "arguments": {"hand": "', "both")
 
