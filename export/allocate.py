@@ -6,7 +6,8 @@
 What a matrix loses in a format is measured on calibration rows: each is rounded alone, and the loss is the Kullback-Leibler
 divergence of the answer's tokens from those of the model in float. The sum of the losses is made as small as it can be under
 the average of bits a weight, exactly: an integer program, solved by HiGHS. That losses add up is an assumption, which
-`--output`'s figures let one check: they hold the sum, and what the plan as a whole really loses. Matrices whose rows are no multiple of a block stay in float16 and out of the average.
+`--output`'s figures let one check: they hold the sum, and what the plan as a whole really loses. Matrices whose rows are no multiple of a block stay in float16 and out of the
+average.
 """
 
 import argparse

@@ -389,14 +389,14 @@ def test_nothing_is_left_of_a_file_that_does_not_fit_or_fails(monkeypatch, tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.glob("out/*"))
-    monkeypatch.setitem(gguf_check.BOUNDS, "q4_0", 1e-9)
+    monkeypatch.setitem(gguf_check.BOUNDS, "q4_0", 1e-9)  # the check is real, and no rounding passes this bound
     with pytest.raises(ValueError, match="differs from torch's by"):
         export(ROOT, "q4_0", tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
 
 
 def test_another_version_of_the_library_is_refused(monkeypatch):
-    monkeypatch.setitem(binding.ContextParams.defaults, "n_ubatch", 1024)
+    monkeypatch.setitem(binding.ContextParams.defaults, "n_ubatch", 1024)  # there is but one version to load: we expect another
     loaded = binding.library()
     with pytest.raises(ImportError, match="llama_context_default_params.. has n_ubatch = 512, which is 1024 in the version"):
         binding.check_defaults(loaded.llama_context_default_params, "llama_context_default_params", binding.ContextParams)

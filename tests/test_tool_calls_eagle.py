@@ -128,6 +128,6 @@ def test_tools_that_are_none_are_named(parts):
 
 
 def test_without_llguidance_it_is_said_what_to_install(parts, monkeypatch):
-    monkeypatch.setitem(sys.modules, "llguidance", None)
+    monkeypatch.setitem(sys.modules, "llguidance", None)  # as Python finds it where it is not installed
     with pytest.raises(ImportError, match="constrained tool calls need llguidance: pip install llguidance"):
         parts[1].constrain_tool_calls([RING])
